@@ -1,0 +1,15 @@
+//! What every part of pginstant shares: the contract that crosses process boundaries, the bus that
+//! carries it, the session state machine, configuration and telemetry.
+//!
+//! The types (`ids`, `messages`, `agent`, `problem`, `session`) need no runtime and are all that the agent uses;
+//! the rest is behind the feature `service`.
+
+pub mod agent;
+pub mod ids;
+pub mod messages;
+pub mod problem;
+
+#[cfg(feature = "service")]
+pub mod bus;
+#[cfg(feature = "service")]
+pub mod env;

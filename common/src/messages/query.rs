@@ -1,0 +1,243 @@
+//! Queries and their replies: asked with `reply_to` and a correlation id, answered at once, kept nowhere.
+//! `backups` goes to `mount.<server>`; `sessions`, `session` and `host_check` go to `recovery.<server>`.
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::event::{Mounted, Published, StepTiming, Waiting, Warning};
+use super::payload::payloads;
+use super::{SessionKind, SessionStatus, Step};
+use crate::ids::{BackupLabel, OsUser, RepositoryName, ServerName, SessionId, TargetName};
+use crate::problem::Problem;
+
+payloads! {
+    /// Everything that can be asked.
+    Query {
+        BackupsQuery = "io.pginstant.query.backups.v1",
+        SessionsQuery = "io.pginstant.query.sessions.v1",
+        SessionQuery = "io.pginstant.query.session.v1",
+        HostCheckQuery = "io.pginstant.query.host_check.v1",
+    }
+}
+
+payloads! {
+    /// Every answer.
+    Reply {
+        BackupList = "io.pginstant.reply.backups.v1",
+        SessionList = "io.pginstant.reply.sessions.v1",
+        SessionDetail = "io.pginstant.reply.session.v1",
+        HostCheck = "io.pginstant.reply.host_check.v1",
+        Refused = "io.pginstant.reply.refused.v1",
+    }
+}
+
+/// Which backups are there?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BackupsQuery {
+    /// One repository; all of the mount server's when absent.
+    #[serde(default)]
+    pub repository: Option<RepositoryName>,
+}
+
+/// The backups, newest first in each repository; at most 1,000.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BackupList {
+    /// The backups.
+    pub backups: Vec<BackupListed>,
+    /// Repositories (or single backups) that could not be read, each with the reason.
+    pub problems: Vec<Problem>,
+    /// Whether older backups were left out.
+    pub truncated: bool,
+}
+
+/// One backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BackupListed {
+    /// The repository that it is in.
+    pub repository: RepositoryName,
+    /// Its label.
+    pub label: BackupLabel,
+    /// Its format: `pg_basebackup plain`, `pg_basebackup tar`.
+    pub format: String,
+    /// PostgreSQL's major version, from `PG_VERSION`.
+    pub postgresql_major: u32,
+    /// When it was begun.
+    #[serde(default)]
+    pub started_at: Option<Timestamp>,
+    /// Size of its files, in bytes.
+    pub size_bytes: u64,
+    /// How many files it has.
+    pub file_count: u64,
+    /// How many tablespaces it has beside `pg_default` and `pg_global`.
+    pub tablespace_count: u32,
+    /// What it can be recovered to.
+    #[serde(default)]
+    pub recoverable: Option<ListedRestoreInterval>,
+}
+
+/// The interval of states that a backup can be recovered to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ListedRestoreInterval {
+    /// First consistent WAL position, `X/X`.
+    pub from_lsn: String,
+    /// Last WAL position that is there, `X/X`; equal to the first when only one state is.
+    pub to_lsn: String,
+    /// Earliest recoverable time, if known.
+    #[serde(default)]
+    pub from: Option<Timestamp>,
+    /// Latest recoverable time, if known.
+    #[serde(default)]
+    pub to: Option<Timestamp>,
+}
+
+/// Which sessions are there?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SessionsQuery {
+    /// Ended ones too.
+    #[serde(default)]
+    pub include_ended: bool,
+}
+
+/// The sessions, newest first; at most 500.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SessionList {
+    /// The sessions.
+    pub sessions: Vec<SessionSummary>,
+    /// Whether older ones were left out.
+    pub truncated: bool,
+}
+
+/// One session in a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SessionSummary {
+    /// The session.
+    pub session_id: SessionId,
+    /// The mount server.
+    pub server: ServerName,
+    /// Its kind.
+    pub kind: SessionKind,
+    /// Where it stands.
+    pub status: SessionStatus,
+    /// The step that runs or that failed, if one does or did.
+    #[serde(default)]
+    pub step: Option<Step>,
+    /// The repository.
+    pub repository: RepositoryName,
+    /// The backup; absent until it is known.
+    #[serde(default)]
+    pub backup: Option<BackupLabel>,
+    /// The target.
+    pub target: TargetName,
+    /// The port of the instance.
+    #[serde(default)]
+    pub port: Option<u16>,
+    /// When it was accepted.
+    pub started_at: Timestamp,
+    /// When it ended.
+    #[serde(default)]
+    pub ended_at: Option<Timestamp>,
+    /// Attempt, from 1.
+    pub attempt: u32,
+    /// Why it waits or failed.
+    #[serde(default)]
+    pub problem: Option<Problem>,
+}
+
+/// One session, whole?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SessionQuery {
+    /// Its id.
+    pub session_id: SessionId,
+}
+
+/// One session with its steps, its connection and the last lines of its log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SessionDetail {
+    /// What the list says.
+    pub summary: SessionSummary,
+    /// The steps that are done, with their durations.
+    pub steps: Vec<StepTiming>,
+    /// How to connect, when it is published.
+    #[serde(default)]
+    pub published: Option<Published>,
+    /// Where it is, when files are mounted.
+    #[serde(default)]
+    pub mounted: Option<Mounted>,
+    /// What it waits for.
+    #[serde(default)]
+    pub waiting: Option<Waiting>,
+    /// Warnings that hold.
+    pub warnings: Vec<Warning>,
+    /// Why it was asked for.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// Its latest events, oldest first; at most 200.
+    pub log: Vec<SessionLogLine>,
+}
+
+/// One line of a session's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SessionLogLine {
+    /// When.
+    pub at: Timestamp,
+    /// The event's number in the session.
+    pub sequence: u64,
+    /// The event's type.
+    pub event_type: String,
+    /// What happened, for people.
+    pub text: String,
+}
+
+/// Is the target fit? Asked by `explorer doctor`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostCheckQuery {
+    /// The target; all when absent.
+    #[serde(default)]
+    pub target: Option<TargetName>,
+}
+
+/// What was found, line by line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostCheck {
+    /// The lines.
+    pub lines: Vec<HostCheckLine>,
+}
+
+/// One thing that was checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HostCheckLine {
+    /// The target.
+    pub target: TargetName,
+    /// The OS user that was checked for, where it matters.
+    #[serde(default)]
+    pub os_user: Option<OsUser>,
+    /// What was checked: `fuse`, `passthrough`, `postgresql`, `write cache space`.
+    pub name: String,
+    /// How it stands.
+    pub state: HostCheckState,
+    /// What was found, for people.
+    pub found: String,
+    /// What to do, when there is something to do.
+    #[serde(default)]
+    pub remedy: Option<String>,
+}
+
+/// How a checked thing stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HostCheckState {
+    /// As it should be.
+    Good,
+    /// Works, slower or with a limit.
+    Limited,
+    /// Does not work.
+    Bad,
+}
+
+/// The query could not be answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Refused {
+    /// Why.
+    pub problem: Problem,
+}
