@@ -8,8 +8,11 @@ pub mod agent;
 pub mod ids;
 pub mod messages;
 pub mod problem;
+pub mod session;
 
 #[cfg(feature = "service")]
 pub mod bus;
 #[cfg(feature = "service")]
 pub mod env;
+#[cfg(feature = "service")]
+pub mod journal;
