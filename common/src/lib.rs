@@ -1,13 +1,14 @@
 //! What every part of pginstant shares: the contract that crosses process boundaries, the bus that
 //! carries it, the session state machine, configuration and telemetry.
 //!
-//! The types (`ids`, `messages`, `agent`, `problem`) need no runtime and are all that the agent uses;
+//! The types (`ids`, `messages`, `agent`, `problem`, `session`) need no runtime and are all that the agent uses;
 //! the rest is behind the feature `service`.
 
 pub mod agent;
 pub mod ids;
 pub mod messages;
 pub mod problem;
+pub mod session;
 
 #[cfg(feature = "service")]
 pub mod bus;
@@ -17,6 +18,8 @@ pub mod config;
 pub mod env;
 #[cfg(feature = "service")]
 pub mod http;
+#[cfg(feature = "service")]
+pub mod journal;
 #[cfg(feature = "service")]
 pub mod telemetry;
 #[cfg(feature = "service")]

@@ -119,7 +119,17 @@ impl fmt::Display for ErrorCode {
 
 /// A failure as people and programs see it.
 #[derive(
-    Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, thiserror::Error,
+    Debug,
+    Clone,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    thiserror::Error,
 )]
 #[error("{message}; {remedy} [{code}]")]
 pub struct Problem {
