@@ -1,7 +1,7 @@
 //! What every part of pginstant shares: the contract that crosses process boundaries, the bus that
 //! carries it, the session state machine, configuration and telemetry.
 //!
-//! The types (`ids`, `messages`, `agent`, `problem`, `session`) need no runtime and are all that the agent uses;
+//! The types (`ids`, `messages`, `agent`, `problem`) need no runtime and are all that the agent uses;
 //! the rest is behind the feature `service`.
 
 pub mod agent;
@@ -12,4 +12,10 @@ pub mod problem;
 #[cfg(feature = "service")]
 pub mod bus;
 #[cfg(feature = "service")]
+pub mod config;
+#[cfg(feature = "service")]
 pub mod env;
+#[cfg(feature = "service")]
+pub mod http;
+#[cfg(feature = "service")]
+pub mod telemetry;
