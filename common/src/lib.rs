@@ -21,6 +21,8 @@ pub mod http;
 #[cfg(feature = "service")]
 pub mod journal;
 #[cfg(feature = "service")]
+pub mod service_main;
+#[cfg(feature = "service")]
 pub mod telemetry;
 #[cfg(feature = "service")]
 pub mod topology;
