@@ -25,7 +25,9 @@ pub struct BackupSource {
 
 impl std::fmt::Debug for BackupSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BackupSource").field("label", &self.label).finish_non_exhaustive()
+        f.debug_struct("BackupSource")
+            .field("label", &self.label)
+            .finish_non_exhaustive()
     }
 }
 
@@ -37,7 +39,9 @@ impl BackupSource {
         label: Option<&BackupLabel>,
         mount_point: &Path,
     ) -> Result<Self, Problem> {
-        let choice = label.map_or(BackupChoice::Newest, |label| BackupChoice::Label(label.as_str()));
+        let choice = label.map_or(BackupChoice::Newest, |label| {
+            BackupChoice::Label(label.as_str())
+        });
         let backup = repositories::open(name, config)?
             .open(choice)
             .map_err(|error| repositories::problem_of(name, &error))?;
@@ -59,7 +63,13 @@ impl BackupSource {
         });
         let tree = layout::lay_out(entries, mount_point);
         let finish = layout::finish(&tree);
-        Ok(Self { backup, label, tree, finish, reported_corrupt: Mutex::default() })
+        Ok(Self {
+            backup,
+            label,
+            tree,
+            finish,
+            reported_corrupt: Mutex::default(),
+        })
     }
 
     /// The tree that the mount shows.
@@ -84,13 +94,24 @@ impl BackupSource {
 
     /// Where recovery is consistent, if the backup says so.
     pub fn end_lsn(&self) -> Option<String> {
-        self.backup.restore_point().recoverable.to_lsn.map(|lsn| lsn.to_string())
+        self.backup
+            .restore_point()
+            .recoverable
+            .to_lsn
+            .map(|lsn| lsn.to_string())
     }
 
     /// Files found corrupt since the last call, as sentences.
     pub fn take_new_corrupt_files(&self) -> Vec<String> {
-        let mut reported = self.reported_corrupt.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = self.backup.corrupt_files().into_iter().filter(|file| reported.insert(*file));
+        let mut reported = self
+            .reported_corrupt
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let new = self
+            .backup
+            .corrupt_files()
+            .into_iter()
+            .filter(|file| reported.insert(*file));
         new.map(|file| {
             let path = self.backup.tree().file(file).map_or("(unknown)", |entry| entry.path);
             format!(
@@ -104,9 +125,11 @@ impl BackupSource {
 
 impl PageSource for BackupSource {
     fn read_at(&self, file: u32, offset: u64, buffer: &mut [u8]) -> Result<usize, PageFailure> {
-        self.backup.read_at(FileIndex(file), offset, buffer).map_err(|error| PageFailure {
-            permanent: error.is_permanent(),
-            message: error.to_string(),
-        })
+        self.backup
+            .read_at(FileIndex(file), offset, buffer)
+            .map_err(|error| PageFailure {
+                permanent: error.is_permanent(),
+                message: error.to_string(),
+            })
     }
 }

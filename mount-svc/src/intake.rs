@@ -2,7 +2,8 @@
 
 use common::ids::{CommandId, SessionId};
 use common::messages::{
-    Command, ContractError, Envelope, Internal, Limits, MountRelease, MountRequest, Payload, Query, RawEnvelope,
+    Command, ContractError, Envelope, Internal, Limits, MountRelease, MountRequest, Payload, Query,
+    RawEnvelope,
 };
 use common::problem::{ErrorCode, Problem};
 
@@ -36,8 +37,28 @@ pub struct Rejection {
     pub problem: Problem,
 }
 
+/// By which door a message came: only our own services may write to the default exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// The default exchange: from one of ours.
+    Own,
+    /// The exchange `cmd`: from anyone.
+    Public,
+}
+
+impl Door {
+    /// The door that belongs to the exchange that a message was published to.
+    pub fn of_exchange(exchange: &str) -> Self {
+        if exchange.is_empty() {
+            Door::Own
+        } else {
+            Door::Public
+        }
+    }
+}
+
 /// Decides about one message body.
-pub fn decide(config: &Config, body: &[u8]) -> Intake {
+pub fn decide(config: &Config, door: Door, body: &[u8]) -> Intake {
     let raw = match RawEnvelope::from_bytes(body, Limits::COMMAND_BYTES) {
         Ok(raw) => raw,
         Err(error) => return Intake::Park(None, error.into()),
@@ -54,8 +75,11 @@ pub fn decide(config: &Config, body: &[u8]) -> Intake {
             return Intake::Park(None, problem);
         }
     };
-    let rejection =
-        |problem: Problem| Rejection { command_id: id, command_type: type_name.clone(), problem };
+    let rejection = |problem: Problem| Rejection {
+        command_id: id,
+        command_type: type_name.clone(),
+        problem,
+    };
     let park = |error: ContractError| {
         let problem = Problem::from(error);
         Intake::Park(Some(rejection(problem.clone())), problem)
@@ -70,10 +94,26 @@ pub fn decide(config: &Config, body: &[u8]) -> Intake {
             Err(error) => Intake::Reject(rejection(error.into())),
         }
     } else if has_type::<Internal>(&type_name) {
+        if door == Door::Public {
+            let problem = Problem::new(
+                ErrorCode::PermissionDenied,
+                format!("{type_name} is for our own services only"),
+                "send commands and queries",
+            );
+            return Intake::Park(Some(rejection(problem.clone())), problem);
+        }
         match raw.open::<Internal>() {
-            Ok(Envelope { payload: Internal::MountRequest(request), .. }) => Intake::Mount(id, request),
-            Ok(Envelope { payload: Internal::MountRelease(release), .. }) => Intake::Release(id, release),
-            Ok(_) => park(ContractError::UnknownType { type_name: type_name.clone() }),
+            Ok(Envelope {
+                payload: Internal::MountRequest(request),
+                ..
+            }) => Intake::Mount(id, request),
+            Ok(Envelope {
+                payload: Internal::MountRelease(release),
+                ..
+            }) => Intake::Release(id, release),
+            Ok(_) => park(ContractError::UnknownType {
+                type_name: type_name.clone(),
+            }),
             Err(error) => park(error),
         }
     } else if has_type::<Query>(&type_name) {
@@ -82,7 +122,9 @@ pub fn decide(config: &Config, body: &[u8]) -> Intake {
             Err(error) => park(error),
         }
     } else {
-        park(ContractError::UnknownType { type_name: type_name.clone() })
+        park(ContractError::UnknownType {
+            type_name: type_name.clone(),
+        })
     }
 }
 
@@ -96,7 +138,11 @@ fn check_command(config: &Config, command: &Command) -> Result<(), Problem> {
             config.repository(&publish.repository)?;
             config.target(&publish.target)?;
             if publish.port == Some(0) {
-                return Err(Problem::new(ErrorCode::InvalidField, "port is 0", "choose 1 to 65535"));
+                return Err(Problem::new(
+                    ErrorCode::InvalidField,
+                    "port is 0",
+                    "choose 1 to 65535",
+                ));
             }
             check_reason(publish.reason.as_deref())
         }
@@ -152,7 +198,7 @@ mod tests {
             "specversion": "1.0", "id": "0190b5a8-7c3a-7def-8123-456789abcdef", "source": "/t",
             "type": type_name, "data": data,
         });
-        decide(&config(), &serde_json::to_vec(&message).unwrap())
+        decide(&config(), Door::Own, &serde_json::to_vec(&message).unwrap())
     }
 
     fn code(intake: Intake) -> ErrorCode {
@@ -170,18 +216,39 @@ mod tests {
         let data = json!({"repository": "main", "target": "here", "port": 6000});
         assert!(matches!(decided(PUBLISH, data), Intake::Delegate(_)));
         let data = json!({"session_id": "0190b5a8-7c3a-7def-8123-456789abcdee"});
-        assert!(matches!(decided("io.pginstant.command.cancel.v1", data), Intake::Delegate(_)));
+        assert!(matches!(
+            decided("io.pginstant.command.cancel.v1", data),
+            Intake::Delegate(_)
+        ));
     }
 
     #[test]
     fn a_command_that_cannot_be_carried_out_is_rejected_with_what_there_is() {
         let cases = [
-            (json!({"repository": "x", "target": "here"}), ErrorCode::UnknownRepository),
-            (json!({"repository": "main", "target": "x"}), ErrorCode::UnknownTarget),
-            (json!({"repository": "../..", "target": "here"}), ErrorCode::InvalidField),
-            (json!({"repository": "main", "target": "here", "port": 0}), ErrorCode::InvalidField),
-            (json!({"repository": "main", "target": "here", "port": 70000}), ErrorCode::InvalidField),
-            (json!({"repository": "main", "target": "here", "reason": "x".repeat(501)}), ErrorCode::InvalidField),
+            (
+                json!({"repository": "x", "target": "here"}),
+                ErrorCode::UnknownRepository,
+            ),
+            (
+                json!({"repository": "main", "target": "x"}),
+                ErrorCode::UnknownTarget,
+            ),
+            (
+                json!({"repository": "../..", "target": "here"}),
+                ErrorCode::InvalidField,
+            ),
+            (
+                json!({"repository": "main", "target": "here", "port": 0}),
+                ErrorCode::InvalidField,
+            ),
+            (
+                json!({"repository": "main", "target": "here", "port": 70000}),
+                ErrorCode::InvalidField,
+            ),
+            (
+                json!({"repository": "main", "target": "here", "reason": "x".repeat(501)}),
+                ErrorCode::InvalidField,
+            ),
             (json!([]), ErrorCode::InvalidField),
         ];
         for (data, expected) in cases {
@@ -193,12 +260,42 @@ mod tests {
 
     #[test]
     fn what_cannot_be_understood_is_parked_with_its_reason() {
-        assert_eq!(code(decide(&config(), b"not json")), ErrorCode::MalformedMessage);
-        assert_eq!(code(decide(&config(), &vec![b' '; 70_000])), ErrorCode::MessageTooLarge);
+        assert_eq!(
+            code(decide(&config(), Door::Public, b"not json")),
+            ErrorCode::MalformedMessage
+        );
+        assert_eq!(
+            code(decide(&config(), Door::Public, &vec![b' '; 70_000])),
+            ErrorCode::MessageTooLarge
+        );
         let unknown = decided("io.pginstant.command.publish.v2", json!({}));
         assert!(matches!(&unknown, Intake::Park(Some(_), _)));
         assert_eq!(code(unknown), ErrorCode::UnknownMessageType);
-        assert!(matches!(decided("io.pginstant.mount.ready.v1", json!({})), Intake::Park(..)));
-        assert!(matches!(decided("io.pginstant.mount.request.v1", json!({})), Intake::Park(..)));
+        assert!(matches!(
+            decided("io.pginstant.mount.ready.v1", json!({})),
+            Intake::Park(..)
+        ));
+        assert!(matches!(
+            decided("io.pginstant.mount.request.v1", json!({})),
+            Intake::Park(..)
+        ));
+    }
+
+    #[test]
+    fn a_forged_message_of_the_services_is_not_obeyed() {
+        let message = json!({
+            "specversion": "1.0", "id": "0190b5a8-7c3a-7def-8123-456789abcdef", "source": "/hosts/db1/recovery-svc",
+            "type": "io.pginstant.mount.release.v1",
+            "data": {"session_id": "0190b5a8-7c3a-7def-8123-456789abcdee", "epoch": 1, "target": "here"},
+        });
+        let body = serde_json::to_vec(&message).unwrap();
+        assert!(matches!(
+            decide(&config(), Door::Own, &body),
+            Intake::Release(..)
+        ));
+        assert_eq!(
+            code(decide(&config(), Door::Public, &body)),
+            ErrorCode::PermissionDenied
+        );
     }
 }

@@ -36,7 +36,11 @@ enum Ended {
 }
 
 /// Keeps one mount until its record is removed or the service stops.
-pub async fn keep(store: Arc<Store>, mut wanted: watch::Receiver<MountRecord>, stop: CancellationToken) {
+pub async fn keep(
+    store: Arc<Store>,
+    mut wanted: watch::Receiver<MountRecord>,
+    stop: CancellationToken,
+) {
     let span = session_span(wanted.borrow().session_id());
     async move {
         let mut source: Option<Arc<BackupSource>> = None;
@@ -99,7 +103,14 @@ async fn make(store: &Store, record: &MountRecord, source: &mut Option<Arc<Backu
             let mut dormant = record.clone();
             dormant.wanted = Wanted::Dormant;
             let (session_id, epoch) = (record.session_id(), record.request.epoch);
-            (dormant, Internal::MountFailed(MountFailed { session_id, epoch, problem }))
+            (
+                dormant,
+                Internal::MountFailed(MountFailed {
+                    session_id,
+                    epoch,
+                    problem,
+                }),
+            )
         }
     };
     store.settle(record, Some(answer.0), answer.1).await;
@@ -145,7 +156,8 @@ async fn open_backup(
     let repository = store.config.repository(&request.repository)?.clone();
     let label = record.backup.clone().or_else(|| request.backup.clone());
     let name = request.repository.clone();
-    let mount_point = place(store.config.target(&request.target)?, request.session_id).mount_point();
+    let mount_point =
+        place(store.config.target(&request.target)?, request.session_id).mount_point();
     let opening = tokio::task::spawn_blocking(move || {
         BackupSource::open(&name, &repository, label.as_ref(), &mount_point)
     });
@@ -166,7 +178,11 @@ async fn undo_make(store: &Store, record: &MountRecord) -> Result<(), Problem> {
     let mut maker = Maker::connect(target, place(target, record.session_id())).await?;
     maker.unmount().await?;
     // A cache that was ever served holds changes: it waits for the retry.
-    if record.ever_ready { Ok(()) } else { maker.remove().await }
+    if record.ever_ready {
+        Ok(())
+    } else {
+        maker.remove().await
+    }
 }
 
 /// Serves pages and watches the mount until something changes.
@@ -181,12 +197,20 @@ async fn hold(
         _ = wanted.changed() => Ended::Changed,
         lost = serve_and_watch(store, record, source) => Ended::Lost(lost),
     };
-    let Ended::Lost(problem) = ended else { return Next::Again };
+    let Ended::Lost(problem) = ended else {
+        return Next::Again;
+    };
     tracing::warn!(error = %problem, "the mount is lost");
     let mut dormant = record.clone();
     dormant.wanted = Wanted::Dormant;
-    let lost = MountLost { session_id: ready.session_id, epoch: ready.epoch, problem };
-    store.settle(record, Some(dormant), Internal::MountLost(lost)).await;
+    let lost = MountLost {
+        session_id: ready.session_id,
+        epoch: ready.epoch,
+        problem,
+    };
+    store
+        .settle(record, Some(dormant), Internal::MountLost(lost))
+        .await;
     Next::Again
 }
 
@@ -202,7 +226,11 @@ async fn serve_and_watch(
         let trouble = match serve_once(store, record, source, &mut unreachable_since).await {
             Ok(()) => {
                 wait = RECONNECT_FIRST;
-                Problem::new(ErrorCode::TargetUnreachable, "the page channel ended", "wait for the reconnect")
+                Problem::new(
+                    ErrorCode::TargetUnreachable,
+                    "the page channel ended",
+                    "wait for the reconnect",
+                )
             }
             Err(Trouble::Lost(problem)) => return problem,
             Err(Trouble::Unreachable(problem)) => problem,
@@ -233,15 +261,28 @@ async fn serve_once(
     unreachable_since: &mut Option<tokio::time::Instant>,
 ) -> Result<(), Trouble> {
     let request = &record.request;
-    let target = store.config.target(&request.target).map_err(Trouble::Unreachable)?;
+    let target = store
+        .config
+        .target(&request.target)
+        .map_err(Trouble::Unreachable)?;
     let place = place(target, request.session_id);
-    let mut maker = Maker::connect(target, place.clone()).await.map_err(Trouble::Unreachable)?;
+    let mut maker = Maker::connect(target, place.clone())
+        .await
+        .map_err(Trouble::Unreachable)?;
     check(&mut maker).await?;
-    let opened = open_backup(store, record, source).await.map_err(Trouble::Unreachable)?;
-    let channel = Maker::attach(target, place).await.map_err(Trouble::Unreachable)?;
+    let opened = open_backup(store, record, source)
+        .await
+        .map_err(Trouble::Unreachable)?;
+    let channel = Maker::attach(target, place)
+        .await
+        .map_err(Trouble::Unreachable)?;
     *unreachable_since = None;
-    let serving =
-        page_server::serve(channel, opened.clone(), opened.finish().hash, store.config.page_reads_max);
+    let serving = page_server::serve(
+        channel,
+        opened.clone(),
+        opened.finish().hash,
+        store.config.page_reads_max,
+    );
     tokio::pin!(serving);
     let mut tick = tokio::time::interval(Duration::from_secs(store.config.watch_every_s));
     loop {
@@ -280,7 +321,9 @@ async fn report_corrupt_files(store: &Store, record: &MountRecord, source: &Back
             code: WarningCode::BackupFileCorrupt,
             text: Some(text),
         };
-        store.tell(record.session_id(), Internal::MountWarning(warning)).await;
+        store
+            .tell(record.session_id(), Internal::MountWarning(warning))
+            .await;
     }
 }
 
@@ -294,9 +337,19 @@ async fn release(store: &Store, record: &MountRecord, epoch: u64) -> Next {
     let mut after = record.clone();
     after.wanted = Wanted::Dormant;
     let gone = problem.is_none();
-    let released = MountReleased { session_id: record.session_id(), epoch, problem };
+    let released = MountReleased {
+        session_id: record.session_id(),
+        epoch,
+        problem,
+    };
     // A release that failed leaves the record: recovery-svc asks again.
-    store.settle(record, (!gone).then_some(after), Internal::MountReleased(released)).await;
+    store
+        .settle(
+            record,
+            (!gone).then_some(after),
+            Internal::MountReleased(released),
+        )
+        .await;
     if gone { Next::Gone } else { Next::Again }
 }
 

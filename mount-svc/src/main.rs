@@ -21,5 +21,10 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    service_main::main(&arguments.config, arguments.print_config, Config::validate, mount_svc::run::run)
+    service_main::main(
+        &arguments.config,
+        arguments.print_config,
+        Config::validate,
+        mount_svc::run::run,
+    )
 }

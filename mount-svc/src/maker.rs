@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use common::agent::client::AgentConnection;
 use common::agent::hand::{
-    MountOptions, MountStatus, Request, Response, SessionPlace, TREE_CHUNK_ENTRIES_MAX, TreeEntry, TreeFinish,
+    MountOptions, MountStatus, Request, Response, SessionPlace, TREE_CHUNK_ENTRIES_MAX, TreeEntry,
+    TreeFinish,
 };
 use common::config::TargetConfig;
 use common::problem::{ErrorCode, Problem};
@@ -36,15 +37,35 @@ impl Maker {
     /// Connects to the target's agent.
     pub async fn connect(target: &TargetConfig, place: SessionPlace) -> Result<Self, Problem> {
         let hand = AgentConnection::open(target).await?;
-        let options = MountOptions { base_wait_s: target.base_wait_s, ..MountOptions::default() };
-        Ok(Self { hand, place, options })
+        let options = MountOptions {
+            base_wait_s: target.base_wait_s,
+            ..MountOptions::default()
+        };
+        Ok(Self {
+            hand,
+            place,
+            options,
+        })
     }
 
     /// Makes the session's directories, hands the tree over, and mounts.
-    pub async fn make(&mut self, tree: &[TreeEntry], finish: TreeFinish) -> Result<MountStatus, Problem> {
-        self.done(Request::CreateSession { place: self.place.clone() }, SHORT).await?;
+    pub async fn make(
+        &mut self,
+        tree: &[TreeEntry],
+        finish: TreeFinish,
+    ) -> Result<MountStatus, Problem> {
+        self.done(
+            Request::CreateSession {
+                place: self.place.clone(),
+            },
+            SHORT,
+        )
+        .await?;
         self.write_tree(tree, finish).await?;
-        let request = Request::Mount { place: self.place.clone(), options: self.options.clone() };
+        let request = Request::Mount {
+            place: self.place.clone(),
+            options: self.options.clone(),
+        };
         match self.hand.request(request, LONG).await? {
             Response::Mounted(status) => Ok(status),
             other => Err(unexpected("Mount", &other)),
@@ -69,7 +90,16 @@ impl Maker {
 
     /// How the mount is; `None` when there is none.
     pub async fn status(&mut self) -> Result<Option<MountStatus>, Problem> {
-        match self.hand.request(Request::MountStatus { place: self.place.clone() }, SHORT).await? {
+        match self
+            .hand
+            .request(
+                Request::MountStatus {
+                    place: self.place.clone(),
+                },
+                SHORT,
+            )
+            .await?
+        {
             Response::MountStatus(status) => Ok(status),
             other => Err(unexpected("MountStatus", &other)),
         }
@@ -85,12 +115,24 @@ impl Maker {
 
     /// Unmounts; the write cache stays.
     pub async fn unmount(&mut self) -> Result<(), Problem> {
-        self.done(Request::Unmount { place: self.place.clone() }, LONG).await
+        self.done(
+            Request::Unmount {
+                place: self.place.clone(),
+            },
+            LONG,
+        )
+        .await
     }
 
     /// Removes the session's directories, write cache included.
     pub async fn remove(&mut self) -> Result<(), Problem> {
-        self.done(Request::RemoveSession { place: self.place.clone() }, LONG).await
+        self.done(
+            Request::RemoveSession {
+                place: self.place.clone(),
+            },
+            LONG,
+        )
+        .await
     }
 
     /// The data directory in the mount.

@@ -16,11 +16,17 @@ impl Metrics {
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let metrics = Self {
             commands: IntCounterVec::new(
-                Opts::new("pginstant_commands_total", "Commands by what became of them."),
+                Opts::new(
+                    "pginstant_commands_total",
+                    "Commands by what became of them.",
+                ),
                 &["outcome"],
             )?,
             mounts: IntGauge::new("pginstant_mounts", "Mounts that are kept.")?,
-            bus_connected: IntGauge::new("pginstant_bus_connected", "Whether the broker is connected.")?,
+            bus_connected: IntGauge::new(
+                "pginstant_bus_connected",
+                "Whether the broker is connected.",
+            )?,
             outbox_pending: IntGauge::new("pginstant_outbox_pending", "Messages not yet relayed.")?,
         };
         registry.register(Box::new(metrics.commands.clone()))?;
@@ -39,6 +45,7 @@ impl Metrics {
     pub fn observe(&self, mounts: usize, bus_connected: bool, outbox_pending: u64) {
         self.mounts.set(i64::try_from(mounts).unwrap_or(i64::MAX));
         self.bus_connected.set(i64::from(bus_connected));
-        self.outbox_pending.set(i64::try_from(outbox_pending).unwrap_or(i64::MAX));
+        self.outbox_pending
+            .set(i64::try_from(outbox_pending).unwrap_or(i64::MAX));
     }
 }

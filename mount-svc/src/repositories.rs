@@ -5,7 +5,9 @@ use std::path::Path;
 use common::ids::{BackupLabel, RepositoryName};
 use common::messages::{BackupList, BackupListed, ListedRestoreInterval};
 use common::problem::{ErrorCode, Problem};
-use repository::{OpenOptions, Repository, RepositoryError, RepositoryErrorKind, RestorePoint, open_repository};
+use repository::{
+    OpenOptions, Repository, RepositoryError, RepositoryErrorKind, RestorePoint, open_repository,
+};
 
 use crate::config::{Config, RepositoryConfig};
 
@@ -15,7 +17,10 @@ const LISTED_MAX: usize = 1_000;
 const PROBLEMS_MAX: usize = 50;
 
 /// Opens a configured repository.
-pub fn open(name: &RepositoryName, config: &RepositoryConfig) -> Result<Box<dyn Repository>, Problem> {
+pub fn open(
+    name: &RepositoryName,
+    config: &RepositoryConfig,
+) -> Result<Box<dyn Repository>, Problem> {
     let options = OpenOptions {
         tablespace_directories: config.tablespace_directories.clone(),
         tablespace_setting: format!("repositories.{name}.tablespace_directories"),
@@ -37,7 +42,11 @@ pub fn problem_of(name: &RepositoryName, error: &RepositoryError) -> Problem {
 
 /// Lists the backups of one repository or of all. Blocks: looks at every backup's list of files.
 pub fn list(config: &Config, only: Option<&RepositoryName>) -> Result<BackupList, Problem> {
-    let mut list = BackupList { backups: Vec::new(), problems: Vec::new(), truncated: false };
+    let mut list = BackupList {
+        backups: Vec::new(),
+        problems: Vec::new(),
+        truncated: false,
+    };
     if let Some(name) = only {
         config.repository(name)?;
     }
@@ -46,15 +55,26 @@ pub fn list(config: &Config, only: Option<&RepositoryName>) -> Result<BackupList
             continue;
         }
         match open(name, repository).and_then(|open| {
-            open.restore_points().map_err(|error| problem_of(name, &error))
+            open.restore_points()
+                .map_err(|error| problem_of(name, &error))
         }) {
             Ok(points) => {
                 list.truncated |= points.truncated;
-                list.backups.extend(points.restore_points.iter().filter_map(|point| listed(name, point)));
-                list.problems.extend(points.problems.iter().map(|(label, error)| {
-                    let problem = problem_of(name, error);
-                    Problem::new(problem.code, format!("backup {label}: {}", problem.message), problem.remedy)
-                }));
+                list.backups.extend(
+                    points
+                        .restore_points
+                        .iter()
+                        .filter_map(|point| listed(name, point)),
+                );
+                list.problems
+                    .extend(points.problems.iter().map(|(label, error)| {
+                        let problem = problem_of(name, error);
+                        Problem::new(
+                            problem.code,
+                            format!("backup {label}: {}", problem.message),
+                            problem.remedy,
+                        )
+                    }));
             }
             Err(problem) => list.problems.push(problem),
         }

@@ -36,20 +36,36 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Problem>
     let door = HttpDoor::bind(config.http_listen).await?;
     let registry = Registry::new();
     let metrics = Metrics::register(&registry).map_err(|error| {
-        Problem::new(ErrorCode::Internal, format!("register metrics: {error}"), "report this")
+        Problem::new(
+            ErrorCode::Internal,
+            format!("register metrics: {error}"),
+            "report this",
+        )
     })?;
     // The bus closes after everything that uses it.
     let bus_stop = CancellationToken::new();
-    let bus: Arc<dyn Bus> = AmqpBus::open(options(&config, password), env.clone(), bus_stop.clone()).await?;
+    let bus: Arc<dyn Bus> =
+        AmqpBus::open(options(&config, password), env.clone(), bus_stop.clone()).await?;
     let store = Store::new(config.clone(), journal.clone(), env.clone(), stop.clone());
     let mounts = store.resume().await?;
     tracing::info!(server = %config.server, mounts, version = env!("CARGO_PKG_VERSION"), "mount-svc is up");
 
     let tasks = TaskTracker::new();
     let relay_stop = CancellationToken::new();
-    tasks.spawn(journal::relay(journal.clone(), bus.clone(), relay_stop.clone()));
+    tasks.spawn(journal::relay(
+        journal.clone(),
+        bus.clone(),
+        relay_stop.clone(),
+    ));
     tasks.spawn(door.serve(readiness(bus.clone()), registry, relay_stop.clone()));
-    let service = Service { config, env, journal, bus: bus.clone(), store: store.clone(), metrics };
+    let service = Service {
+        config,
+        env,
+        journal,
+        bus: bus.clone(),
+        store: store.clone(),
+        metrics,
+    };
     tasks.spawn(housekeep(service.clone(), relay_stop.clone()));
     let worked = service.work(&stop).await;
     stop.cancel();
@@ -73,7 +89,7 @@ fn options(config: &Config, password: Secret) -> AmqpOptions {
         heartbeat_s: config.broker.heartbeat_s,
         connection_name: format!("mount-svc/{} {}", env!("CARGO_PKG_VERSION"), config.server),
         publish_limit_s: PUBLISH_LIMIT_S,
-        role: Role::MountSvc,
+        role: Role::MountService,
         topology: Topology::new([config.server.clone()]),
     }
 }
@@ -83,7 +99,9 @@ fn readiness(bus: Arc<dyn Bus>) -> Readiness {
         let health = bus.health();
         match (health.connected, health.blocked) {
             (true, false) => Ok(()),
-            (true, true) => Err("the broker has blocked publishing (memory or disk alarm)".to_owned()),
+            (true, true) => {
+                Err("the broker has blocked publishing (memory or disk alarm)".to_owned())
+            }
             (false, _) => Err(format!(
                 "the broker is not connected: {}",
                 health.last_error.as_deref().unwrap_or("connecting")
@@ -106,7 +124,9 @@ async fn housekeep(service: Service, stop: CancellationToken) {
         match seen.await {
             Ok(depth) => {
                 let connected = service.bus.health().connected;
-                service.metrics.observe(service.store.count(), connected, depth.pending_count);
+                service
+                    .metrics
+                    .observe(service.store.count(), connected, depth.pending_count);
             }
             Err(error) => {
                 let error: journal::JournalError = error;

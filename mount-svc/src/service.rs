@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::bus::{Bus, Delivery, Destination, OutgoingMessage, outgoing};
+use common::bus::{Bus, Delivery, Destination, OutgoingMessage, park};
 use common::env::Env;
 use common::ids::CommandId;
 use common::journal::{Journal, JournalError, Transaction};
 use common::messages::{
-    BackupList, CommandRejected, Envelope, Event, EventBody, EventHead, MountRelease, MountRequest, Query, Refused,
-    Reply, Severity,
+    BackupList, CommandRejected, Envelope, Event, EventBody, EventHead, MountRelease, MountRequest,
+    Query, Refused, Reply, Severity,
 };
 use common::problem::{ErrorCode, Problem};
 use common::topology;
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use crate::intake::{self, Intake, Rejection};
+use crate::intake::{self, Door, Intake, Rejection};
 use crate::metrics::Metrics;
 use crate::record::MountRecord;
 use crate::repositories;
@@ -75,11 +75,14 @@ impl Service {
     }
 
     async fn consume(&self, queue: &str) -> Result<common::bus::Deliveries, Problem> {
-        self.bus.consume(queue, PREFETCH).await.map_err(Problem::from)
+        self.bus
+            .consume(queue, PREFETCH)
+            .await
+            .map_err(Problem::from)
     }
 
     async fn handle(&self, delivery: Delivery, answers: &TaskTracker, slots: &Arc<Semaphore>) {
-        let intake = intake::decide(&self.config, &delivery.message.body);
+        let intake = intake::decide(&self.config, door_of(&delivery), &delivery.message.body);
         tracing::debug!(session_id = ?intake::session_of(&intake), ?intake, "message");
         let outcome = match intake {
             Intake::Delegate(id) => self.delegate(id, &delivery).await,
@@ -98,7 +101,9 @@ impl Service {
                 return self.park(delivery, &problem).await;
             }
             Intake::Answer(query) => {
-                let Ok(slot) = slots.clone().acquire_owned().await else { return };
+                let Ok(slot) = slots.clone().acquire_owned().await else {
+                    return;
+                };
                 let service = self.clone();
                 answers.spawn(async move {
                     service.answer(query, delivery).await;
@@ -115,7 +120,8 @@ impl Service {
         self.metrics.command("accepted");
         let destination = Destination::Queue(topology::recovery_queue(&self.config.server));
         let message = OutgoingMessage::forward(&delivery.message, destination, &self.env);
-        self.once(id, "delegated", move |t| t.enqueue(None, &message)).await?;
+        self.once(id, "delegated", move |t| t.enqueue(None, &message))
+            .await?;
         Ok(())
     }
 
@@ -125,7 +131,8 @@ impl Service {
         tracing::warn!(command = %rejection.command_id, error = %rejection.problem, "rejected a command");
         let id = rejection.command_id;
         let message = OutgoingMessage::event(&self.rejected(rejection));
-        self.once(id, "rejected", move |t| t.enqueue(None, &message)).await?;
+        self.once(id, "rejected", move |t| t.enqueue(None, &message))
+            .await?;
         Ok(())
     }
 
@@ -230,7 +237,11 @@ impl Service {
             );
             return self.park(delivery, &problem).await;
         };
-        let correlation = delivery.message.correlation_id.clone().unwrap_or_else(|| query.id.to_string());
+        let correlation = delivery
+            .message
+            .correlation_id
+            .clone()
+            .unwrap_or_else(|| query.id.to_string());
         if let Err(error) = delivery.ack().await {
             tracing::debug!(%error, "a question will come again");
         }
@@ -240,12 +251,19 @@ impl Service {
             Query::BackupsQuery(query) => repositories::list(&config, query.repository.as_ref()),
             other => Err(Problem::new(
                 ErrorCode::InvalidField,
-                format!("{} is not answered by mount-svc", common::messages::Payload::type_name(&other)),
+                format!(
+                    "{} is not answered by mount-svc",
+                    common::messages::Payload::type_name(&other)
+                ),
                 format!("send it to {}", topology::recovery_queue(&config.server)),
             )),
         });
         let found: Result<BackupList, Problem> = found.await.unwrap_or_else(|error| {
-            Err(Problem::new(ErrorCode::Internal, format!("the answer failed: {error}"), "report this"))
+            Err(Problem::new(
+                ErrorCode::Internal,
+                format!("the answer failed: {error}"),
+                "report this",
+            ))
         });
         let payload = match found {
             Ok(list) => Reply::from(list),
@@ -261,7 +279,8 @@ impl Service {
             tracestate: None,
             payload,
         };
-        let message = OutgoingMessage::new(Destination::Queue(reply_to), &envelope).correlate(correlation);
+        let message =
+            OutgoingMessage::new(Destination::Queue(reply_to), &envelope).correlate(correlation);
         if let Err(error) = self.bus.publish(message).await {
             tracing::info!(%error, "nobody waits for an answer any more");
         }
@@ -273,9 +292,12 @@ impl Service {
         let problem = Problem::new(
             ErrorCode::InvalidField,
             format!("no queue takes messages with the routing key {key:?}"),
-            format!("this mount server's is {}", topology::mount_queue(&self.config.server)),
+            format!(
+                "this mount server's is {}",
+                topology::mount_queue(&self.config.server)
+            ),
         );
-        match intake::decide(&self.config, &delivery.message.body) {
+        match intake::decide(&self.config, door_of(&delivery), &delivery.message.body) {
             Intake::Delegate(id) => {
                 let rejection = Rejection {
                     command_id: id,
@@ -286,7 +308,12 @@ impl Service {
                 settle(delivery, outcome).await;
             }
             Intake::Reject(rejection) => {
-                let outcome = self.reject(Rejection { problem, ..rejection }).await;
+                let outcome = self
+                    .reject(Rejection {
+                        problem,
+                        ..rejection
+                    })
+                    .await;
                 settle(delivery, outcome).await;
             }
             Intake::Answer(_) | Intake::Mount(..) | Intake::Release(..) | Intake::Park(..) => {
@@ -297,10 +324,14 @@ impl Service {
 
     async fn park(&self, delivery: Delivery, problem: &Problem) {
         tracing::warn!(error = %problem, "parked a message");
-        if let Err(error) = outgoing::park(self.bus.as_ref(), &self.env, delivery, problem).await {
+        if let Err(error) = park(self.bus.as_ref(), &self.env, delivery, problem).await {
             tracing::warn!(%error, "park a message; it will come again");
         }
     }
+}
+
+fn door_of(delivery: &Delivery) -> Door {
+    Door::of_exchange(&delivery.message.exchange)
 }
 
 /// Acknowledges what is in the journal; what is not goes back to the queue.

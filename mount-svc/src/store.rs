@@ -38,12 +38,20 @@ pub struct Store {
 }
 
 fn key(session_id: SessionId) -> RecordKey {
-    RecordKey { kind: KIND, id: session_id.to_string() }
+    RecordKey {
+        kind: KIND,
+        id: session_id.to_string(),
+    }
 }
 
 impl Store {
     /// A store without keepers; [`Store::resume`] starts them.
-    pub fn new(config: Arc<Config>, journal: Journal, env: Env, stop: CancellationToken) -> Arc<Self> {
+    pub fn new(
+        config: Arc<Config>,
+        journal: Journal,
+        env: Env,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
         Arc::new(Self {
             config,
             journal,
@@ -68,8 +76,12 @@ impl Store {
     }
 
     /// Reads a mount's record.
-    pub fn record(t: &Transaction<'_>, session_id: SessionId) -> Result<Option<MountRecord>, JournalError> {
-        Ok(t.record::<MountRecord>(&key(session_id))?.map(|record| record.body))
+    pub fn record(
+        t: &Transaction<'_>,
+        session_id: SessionId,
+    ) -> Result<Option<MountRecord>, JournalError> {
+        Ok(t.record::<MountRecord>(&key(session_id))?
+            .map(|record| record.body))
     }
 
     /// Writes a mount's record; to be followed by [`Store::wake`] after the commit.
@@ -88,7 +100,8 @@ impl Store {
         }
         let (sender, receiver) = watch::channel(record);
         keepers.insert(session_id, sender);
-        self.tasks.spawn(keeper::keep(self.clone(), receiver, self.stop.clone()));
+        self.tasks
+            .spawn(keeper::keep(self.clone(), receiver, self.stop.clone()));
     }
 
     /// Commits a keeper's result: the record after it (`None`: removed) and the answer to recovery-svc. A record that was changed
@@ -97,17 +110,20 @@ impl Store {
         let message = self.message(answer);
         let session_id = before.session_id();
         let kept = after.clone();
-        let done = self.journaled(move |t: &Transaction<'_>, before: &MountRecord| {
-            let unchanged = Self::record(t, session_id)?.as_ref() == Some(before);
-            if unchanged {
-                match &after {
-                    Some(record) => Self::put(t, record)?,
-                    None => t.remove_record(&key(session_id))?,
+        let done = self.journaled(
+            move |t: &Transaction<'_>, before: &MountRecord| {
+                let unchanged = Self::record(t, session_id)?.as_ref() == Some(before);
+                if unchanged {
+                    match &after {
+                        Some(record) => Self::put(t, record)?,
+                        None => t.remove_record(&key(session_id))?,
+                    }
                 }
-            }
-            t.enqueue(Some(&session_id.to_string()), &message)?;
-            Ok(unchanged)
-        }, before);
+                t.enqueue(Some(&session_id.to_string()), &message)?;
+                Ok(unchanged)
+            },
+            before,
+        );
         if done.await == Some(true)
             && let Some(record) = kept
         {
@@ -179,7 +195,10 @@ impl Store {
     /// How many mounts have a keeper.
     pub fn count(&self) -> usize {
         let keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
-        keepers.values().filter(|sender| !sender.is_closed()).count()
+        keepers
+            .values()
+            .filter(|sender| !sender.is_closed())
+            .count()
     }
 
     /// Waits until every keeper has ended after the stop.
@@ -195,7 +214,10 @@ impl Store {
         }
         Err(Problem::new(
             common::problem::ErrorCode::NotPossibleNow,
-            format!("mount server {} keeps {MOUNTS_MAX} mounts already", self.config.server),
+            format!(
+                "mount server {} keeps {MOUNTS_MAX} mounts already",
+                self.config.server
+            ),
             "unpublish some of its sessions",
         ))
     }
