@@ -3,6 +3,14 @@
 //! [`amqp`] is RabbitMQ, [`memory`] a seeded in-memory broker that duplicates, delays, drops connections and returns; both
 //! pass the same contract tests, so everything above may be tested on the second.
 
+pub mod amqp;
+mod outgoing;
+
+pub use outgoing::{
+    ParkError, Parked, X_FIRST_FAILED_AT, X_LAST_FAILED_AT, X_ORIGINAL_EXCHANGE,
+    X_ORIGINAL_ROUTING_KEY, X_REASON, X_REASON_CODE, X_REMEDY, park,
+};
+
 use std::collections::BTreeMap;
 use std::fmt;
 

@@ -19,3 +19,5 @@ pub mod env;
 pub mod http;
 #[cfg(feature = "service")]
 pub mod telemetry;
+#[cfg(feature = "service")]
+pub mod topology;
