@@ -139,8 +139,15 @@ impl AmqpBus {
             tasks.spawn(supervisor.run(first));
             link
         };
+        let reached = [publishing.is_ok(), consuming.is_ok()];
         let publishing = link(Purpose::Publishing, publishing);
         let consuming = link(Purpose::Consuming, consuming);
+        for (reached, link) in reached.into_iter().zip([&publishing, &consuming]) {
+            // So that the health is right from the first look on.
+            if reached && link.clone().ready().await.is_none() {
+                return Err(BusError::Closed);
+            }
+        }
         let (publish, items) = mpsc::channel(GROUP_MAX);
         let publisher = tasks.spawn(
             Publisher {

@@ -151,8 +151,11 @@ pub async fn park(
 ) -> Result<(), ParkError> {
     let message = &delivery.message;
     let now = env.now().to_string();
-    let origin = Parked::of(message);
-    let first_failed_at = origin.first_failed_at.unwrap_or_else(|| now.clone());
+    let header = |name: &str| message.headers.get(name).cloned();
+    let first_failed_at = header(X_FIRST_FAILED_AT).unwrap_or_else(|| now.clone());
+    // Where it came from is what the broker says, not what its headers say: a third party could name a queue there
+    // that it may not write to, and wait for a person to send the message on.
+    let (exchange, routing_key) = (message.exchange.clone(), message.routing_key.clone());
     let outgoing = OutgoingMessage::forward(
         message,
         Destination::Queue(topology::PARKED.to_owned()),
@@ -163,8 +166,8 @@ pub async fn park(
     .header(X_REMEDY, problem.remedy.clone())
     .header(X_FIRST_FAILED_AT, first_failed_at)
     .header(X_LAST_FAILED_AT, now)
-    .header(X_ORIGINAL_EXCHANGE, origin.exchange)
-    .header(X_ORIGINAL_ROUTING_KEY, origin.routing_key);
+    .header(X_ORIGINAL_EXCHANGE, exchange)
+    .header(X_ORIGINAL_ROUTING_KEY, routing_key);
     bus.publish(outgoing).await?;
     delivery.ack().await?;
     Ok(())
@@ -201,8 +204,8 @@ impl Parked {
             header("x-first-death-reason").map(|reason| format!("the broker gave it up: {reason}"))
         });
         let (exchange, routing_key) = match (header(X_ORIGINAL_ROUTING_KEY), by_broker) {
-            (Some(key), _) => (header(X_ORIGINAL_EXCHANGE).unwrap_or_default(), key),
-            (None, Some(queue)) => (String::new(), queue),
+            (_, Some(queue)) => (String::new(), queue),
+            (Some(key), None) => (header(X_ORIGINAL_EXCHANGE).unwrap_or_default(), key),
             (None, None) => (message.exchange.clone(), message.routing_key.clone()),
         };
         Self {
