@@ -180,7 +180,7 @@ host = "127.0.0.1"
 port = $BROKER_PORT
 vhost = "/recovery"
 user = "$1"
-password_file = "$STATE/conf/secrets/$1-password"
+password_file = "$STATE/conf/secrets/broker/$1"
 TOML
 }
 
