@@ -1,3 +1,7 @@
 //! What the whole-system tests share: real brokers, processes and mounts that go away with the test.
 
 pub mod broker;
+pub mod leftovers;
+pub mod programs;
+pub mod system;
+pub mod wait;
