@@ -206,8 +206,9 @@ impl TestSystem {
 
     /// Waits until a session is in a state; fails at once when it has ended in another.
     pub async fn reaches(&self, id: &str, status: SessionStatus) -> anyhow::Result<SessionDetail> {
+        let what = format!("session {id} is {status}");
         let found = wait::find(
-            &format!("session {id} is {status}"),
+            &what,
             SESSION_LIMIT,
             async || {
                 let Some(detail) = self.session(id).await? else {
