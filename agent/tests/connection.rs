@@ -13,7 +13,9 @@ struct Agent(Child);
 
 impl Agent {
     fn start(arguments: &[&str]) -> Self {
-        let child = Command::new(env!("CARGO_BIN_EXE_pginstant-agent"))
+        // Asked for at run time: a shell as compiler wrapper drops variables whose names have a hyphen.
+        let program = std::env::var_os("CARGO_BIN_EXE_pginstant-agent").unwrap();
+        let child = Command::new(program)
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -312,7 +312,15 @@ fn libraries(input: &Input<'_>, writer: &mut Writer) {
             .map(String::as_str)
             .collect();
         if here.len() < wanted.len() {
-            let quoted: Vec<String> = here.iter().map(|n| format!("\"{n}\"")).collect();
+            // A name that needs quotes keeps them: it may hold a comma or a blank.
+            let plain = |c: char| !c.is_whitespace() && !matches!(c, ',' | '"');
+            let quoted: Vec<String> = here
+                .iter()
+                .map(|name| match name.chars().all(plain) {
+                    true => (*name).to_owned(),
+                    false => format!("\"{name}\""),
+                })
+                .collect();
             writer.set(setting, quoted.join(", "));
         }
     }

@@ -68,32 +68,34 @@ impl Instance<'_> {
         self.check_socket_path()?;
         self.clear_leftovers()?;
         crate::hand::port::check(self.options.port, &self.options.listen_addresses)?;
+        // Complaints of an earlier start must not be taken for those of this one.
+        let log_start = self
+            .account
+            .act(|| std::fs::metadata(self.log_file()).map_or(0, |facts| facts.len()))?;
         self.account.act(|| self.spawn(major))??;
         let deadline = Instant::now() + APPEAR_FOR;
         while Instant::now() < deadline {
             if let Some(postmaster) = self.postmaster() {
-                return self.watch_beginning(postmaster);
+                return self.watch_beginning(postmaster, log_start);
             }
             if self
-                .log_tail()
+                .log_since(log_start)
                 .iter()
-                .rev()
-                .take(3)
                 .any(|line| line.contains("FATAL:"))
             {
                 break;
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        Err(self.did_not_start())
+        Err(self.did_not_start(log_start))
     }
 
     /// A configuration or port that cannot work ends the server in its first moments: say so at once.
-    fn watch_beginning(&self, postmaster: Process) -> Result<(), Problem> {
+    fn watch_beginning(&self, postmaster: Process, log_start: u64) -> Result<(), Problem> {
         let deadline = Instant::now() + Duration::from_secs(3);
         while Instant::now() < deadline {
             if !postmaster.lives() {
-                return Err(self.did_not_start());
+                return Err(self.did_not_start(log_start));
             }
             let socket = self.place.socket_directory();
             if socket
@@ -107,8 +109,8 @@ impl Instance<'_> {
         Ok(())
     }
 
-    fn did_not_start(&self) -> Problem {
-        let lines = log::last(&self.log_tail(), LOG_LINES);
+    fn did_not_start(&self, log_start: u64) -> Problem {
+        let lines = log::last(&self.log_since(log_start), LOG_LINES);
         let said = lines.iter().rev().find(|l| l.contains("FATAL:")).cloned();
         Problem::new(
             ErrorCode::InstanceFailed,
@@ -178,15 +180,20 @@ impl Instance<'_> {
                 ));
             }
         }
-        let file = data.join("postmaster.pid");
-        match self.account.act(|| std::fs::remove_file(&file))? {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failure(
-                ErrorCode::IoFailed,
-                format!("remove {}", file.display()),
-                error,
-            )),
-            _ => Ok(()),
+        // The socket's lock as well: a dead postmaster that nobody has reaped (containers) still has its number.
+        let socket = self.place.socket_directory();
+        let name = format!(".s.PGSQL.{}", self.options.port);
+        let lock = socket.join(format!("{name}.lock"));
+        for file in [data.join("postmaster.pid"), socket.join(name), lock] {
+            match self.account.act(|| std::fs::remove_file(&file))? {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    let doing = format!("remove {}", file.display());
+                    return Err(failure(ErrorCode::IoFailed, doing, error));
+                }
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     /// How it is, asked of the server itself where it answers.
@@ -297,8 +304,12 @@ impl Instance<'_> {
     }
 
     fn log_tail(&self) -> Vec<String> {
+        self.log_since(0)
+    }
+
+    fn log_since(&self, start: u64) -> Vec<String> {
         self.account
-            .act(|| log::tail(&self.log_file()))
+            .act(|| log::tail_since(&self.log_file(), start))
             .unwrap_or_default()
     }
 

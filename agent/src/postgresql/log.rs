@@ -7,12 +7,14 @@ use std::path::Path;
 /// Most bytes of the log's end that are looked at.
 const TAIL_BYTES_MAX: u64 = 256 * 1024;
 
-/// The last lines of a log; empty if there is none.
-pub fn tail(path: &Path) -> Vec<String> {
+/// The last lines of what was written to a log after its first `start` bytes; empty if there is no log.
+pub fn tail_since(path: &Path, start: u64) -> Vec<String> {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = File::open(path)?;
         let size = file.metadata()?.len();
-        file.seek(SeekFrom::Start(size.saturating_sub(TAIL_BYTES_MAX)))?;
+        file.seek(SeekFrom::Start(
+            size.saturating_sub(TAIL_BYTES_MAX).max(start),
+        ))?;
         let mut bytes = Vec::new();
         file.take(TAIL_BYTES_MAX).read_to_end(&mut bytes)?;
         Ok(bytes)

@@ -85,10 +85,10 @@ pub async fn state(asked: &Asked<'_>) -> Result<Answer, Problem> {
         .await?;
         let [timeline] = take(row)?;
         let timeline = timeline.unwrap_or_default();
-        // Standby-only roles may not read files; then the log must tell.
+        // A role that is no superuser may not read files; then the log must tell.
         let history = single(
             client,
-            &format!("SELECT pg_read_file('pg_wal/{timeline}.history', true)"),
+            &format!("SELECT pg_read_file('pg_wal/{timeline}.history', 0, 1000000, true)"),
         )
         .await
         .ok()

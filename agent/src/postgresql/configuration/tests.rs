@@ -157,7 +157,7 @@ fn missing_libraries_are_cut_and_named() {
     case.missing = vec!["gone".into()];
     assert_eq!(
         case.value("shared_preload_libraries").as_deref(),
-        Some("\"pg_stat_statements\"")
+        Some("pg_stat_statements")
     );
     assert!(case.generate().remarks.iter().any(|r| r.contains("gone")));
 }
