@@ -1,6 +1,5 @@
 //! Sends commands and asks queries, as any third party would: through the exchange `cmd`, answered on a queue of our own.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,8 +37,8 @@ impl Service {
     /// Its queue on a mount server, which is its routing key too.
     pub(crate) fn queue(self, server: &ServerName) -> String {
         match self {
-            Service::Mount => format!("mount.{server}"),
-            Service::Recovery => format!("recovery.{server}"),
+            Service::Mount => common::topology::mount_queue(server),
+            Service::Recovery => common::topology::recovery_queue(server),
         }
     }
 }
@@ -98,9 +97,9 @@ impl Client {
     pub(crate) async fn send(&self, id: CommandId, command: Command) -> Result<(), Failure> {
         let session = command.session();
         let subject = session.map(|id| id.to_string());
-        let mut message = self.message(Service::Mount, id, command, subject);
-        message.correlation_id = Some(session.unwrap_or(SessionId::from(id)).to_string());
-        Ok(self.bus.publish(message).await?)
+        let correlation = session.unwrap_or(SessionId::from(id)).to_string();
+        let message = self.message(Service::Mount, id, command, subject);
+        Ok(self.bus.publish(message.correlate(correlation)).await?)
     }
 
     /// Sends a query whose answer is to come to a queue that the caller reads; the answer's correlation id is the query's id.
@@ -111,9 +110,7 @@ impl Client {
         query: Query,
         reply_to: &str,
     ) -> Result<(), Failure> {
-        let mut message = self.message(service, id, query, None);
-        message.correlation_id = Some(id.to_string());
-        message.reply_to = Some(reply_to.to_owned());
+        let message = self.message(service, id, query, None).reply_to(reply_to);
         Ok(self.bus.publish(message).await?)
     }
 
@@ -189,7 +186,6 @@ impl Client {
         payload: P,
         subject: Option<String>,
     ) -> OutgoingMessage {
-        let type_name = payload.type_name().to_owned();
         let envelope = Envelope {
             id: id.uuid(),
             source: self.source.clone(),
@@ -200,17 +196,10 @@ impl Client {
             tracestate: None,
             payload,
         };
-        OutgoingMessage {
-            destination: Destination::Commands {
-                routing_key: service.queue(&self.server),
-            },
-            message_id: id.to_string(),
-            type_name,
-            correlation_id: None,
-            reply_to: None,
-            headers: BTreeMap::new(),
-            body: envelope.to_bytes(),
-        }
+        let destination = Destination::Commands {
+            routing_key: service.queue(&self.server),
+        };
+        OutgoingMessage::new(destination, &envelope)
     }
 }
 

@@ -59,7 +59,7 @@ fn configuration(global: &Global) -> Result<(ExplorerConfig, ServerName), Failur
 
 async fn open(config: &ExplorerConfig, server: ServerName) -> Result<Client, Failure> {
     let env = Env::system();
-    let bus = crate::connect::open(config, &env).await?;
+    let bus = crate::connect::open(config, &server, &env).await?;
     let host = rustix::system::uname()
         .nodename()
         .to_string_lossy()

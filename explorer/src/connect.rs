@@ -2,37 +2,73 @@
 
 use std::sync::Arc;
 
+use common::bus::amqp::{AmqpBus, AmqpOptions, apply_topology, check_topology};
 use common::bus::{Bus, BusError};
+use common::config::Secret;
 use common::env::Env;
 use common::ids::ServerName;
+use common::problem::Problem;
+use common::topology::{Role, Topology};
+use tokio_util::sync::CancellationToken;
 
-use crate::cli::Topology;
+use crate::cli;
 use crate::config::ExplorerConfig;
+use crate::exit::{Failure, bus_problem};
 
-/// The bus, or why it cannot be had.
-pub(crate) async fn open(config: &ExplorerConfig, _env: &Env) -> Result<Arc<dyn Bus>, BusError> {
-    let address = (config.broker.host.as_str(), config.broker.port);
-    let reached = tokio::time::timeout(
-        std::time::Duration::from_secs(8),
-        tokio::net::TcpStream::connect(address),
-    )
-    .await;
-    let error = match reached {
-        Ok(Ok(_)) => "this build has no AMQP".to_owned(),
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => "it does not answer within 8 s".to_owned(),
-    };
-    Err(BusError::Unreachable(format!(
-        "{}:{}: {error}",
-        address.0, address.1
-    )))
+/// How long a publish may wait for its confirm: a person sits in front of it.
+const PUBLISH_LIMIT_S: u64 = 30;
+
+/// The bus, or why it cannot be had. Services wait for a broker that is away; a person is told at once.
+pub(crate) async fn open(
+    config: &ExplorerConfig,
+    server: &ServerName,
+    env: &Env,
+) -> Result<Arc<dyn Bus>, Failure> {
+    let options = options(config, server, Role::Explorer)?;
+    let bus = AmqpBus::open(options, env.clone(), CancellationToken::new()).await?;
+    let health = bus.health();
+    if health.connected {
+        return Ok(bus);
+    }
+    bus.close().await;
+    let address = format!("{}:{}", config.broker.host, config.broker.port);
+    let error = health
+        .last_error
+        .unwrap_or_else(|| format!("{address}: no answer"));
+    Err(BusError::Unreachable(error).into())
 }
 
 /// Makes or checks the exchanges and queues of a mount server.
 pub(crate) async fn topology(
     config: &ExplorerConfig,
-    _server: &ServerName,
-    _what: Topology,
-) -> Result<(), BusError> {
-    open(config, &Env::system()).await.map(drop)
+    server: &ServerName,
+    what: cli::Topology,
+) -> Result<(), Problem> {
+    // Everything is looked at, not only what explorer itself relies on.
+    let options = options(config, server, Role::Admin)?;
+    let done = match what {
+        cli::Topology::Apply => apply_topology(&options).await,
+        cli::Topology::Check => check_topology(&options).await,
+    };
+    done.map_err(bus_problem)
+}
+
+fn options(
+    config: &ExplorerConfig,
+    server: &ServerName,
+    role: Role,
+) -> Result<AmqpOptions, Problem> {
+    let broker = &config.broker;
+    Ok(AmqpOptions {
+        host: broker.host.clone(),
+        port: broker.port,
+        vhost: broker.vhost.clone(),
+        user: broker.user.clone(),
+        password: Secret::from_file(&broker.password_file)?,
+        heartbeat_s: broker.heartbeat_s,
+        connection_name: format!("explorer/{}", env!("CARGO_PKG_VERSION")),
+        publish_limit_s: PUBLISH_LIMIT_S,
+        role,
+        topology: Topology::new([server.clone()]),
+    })
 }

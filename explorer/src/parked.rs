@@ -2,22 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use common::bus::{Destination, IncomingMessage, OutgoingMessage};
+use common::bus::{IncomingMessage, OutgoingMessage, Parked};
+use common::env::Env;
 use common::problem::{ErrorCode, Problem};
+use common::topology::EVENTS;
 use serde::Serialize;
 use serde_json::Value;
 
 /// The queue that parked messages are in.
-pub(crate) const QUEUE: &str = "parked";
-
-/// Headers that say why and from where; a retry leaves them out.
-const FAILURE_PREFIXES: [&str; 5] = [
-    "x-park",
-    "x-death",
-    "x-first-death",
-    "x-last-death",
-    "x-delivery-count",
-];
+pub(crate) const QUEUE: &str = common::topology::PARKED;
 
 /// What people see of a parked message.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -28,6 +21,9 @@ pub(crate) struct ParkedMessage {
     pub(crate) type_name: Option<String>,
     /// Why it was parked.
     pub(crate) reason: String,
+    /// The error code and what to do about it, when a service parked it.
+    pub(crate) code: Option<String>,
+    pub(crate) remedy: Option<String>,
     /// When it failed first and last, as far as it is known.
     pub(crate) first_failed_at: Option<String>,
     pub(crate) last_failed_at: Option<String>,
@@ -43,22 +39,19 @@ pub(crate) struct ParkedMessage {
 impl ParkedMessage {
     /// Reads what the headers tell.
     pub(crate) fn of(message: &IncomingMessage) -> Self {
-        let header = |name: &str| message.headers.get(name).cloned();
-        let reason = header("x-park-reason")
-            .or_else(|| header("x-first-death-reason").map(|word| in_words(&word)))
-            .unwrap_or_else(|| "unknown".to_owned());
-        let exchange = header("x-park-exchange").or_else(|| header("x-first-death-exchange"));
-        let routing_key = header("x-park-routing-key").or_else(|| header("x-first-death-queue"));
+        let parked = Parked::of(message);
         let body = serde_json::from_slice(&message.body)
             .unwrap_or_else(|_| String::from_utf8_lossy(&message.body).into_owned().into());
         Self {
             id: message.message_id.clone(),
             type_name: message.type_name.clone(),
-            reason,
-            first_failed_at: header("x-park-first-failed-at"),
-            last_failed_at: header("x-park-last-failed-at"),
-            exchange: exchange.unwrap_or_default(),
-            routing_key: routing_key.unwrap_or_default(),
+            reason: parked.reason,
+            code: parked.code,
+            remedy: parked.remedy,
+            first_failed_at: parked.first_failed_at,
+            last_failed_at: parked.last_failed_at,
+            exchange: parked.exchange,
+            routing_key: parked.routing_key,
             headers: message.headers.clone(),
             body,
         }
@@ -79,53 +72,26 @@ impl ParkedMessage {
 }
 
 /// The message as it was before it failed, to where it was first sent.
-pub(crate) fn back_to_origin(message: &IncomingMessage) -> Result<OutgoingMessage, Problem> {
-    let parked = ParkedMessage::of(message);
-    if parked.routing_key.is_empty() || parked.exchange == "events" {
+pub(crate) fn back_to_origin(
+    message: &IncomingMessage,
+    env: &Env,
+) -> Result<OutgoingMessage, Problem> {
+    let origin = Parked::of(message);
+    // One that somebody put into the queue by hand would come back to it, and nobody may speak for the services in `events`.
+    if [QUEUE, ""].contains(&origin.routing_key.as_str()) || origin.exchange == EVENTS {
         return Err(Problem::new(
             ErrorCode::NotPossibleNow,
             "the message does not say which queue it was first sent to",
             "look at it with `explorer parked show`, then discard it or send its command again",
         ));
     }
-    let destination = match parked.exchange.as_str() {
-        "cmd" => Destination::Commands {
-            routing_key: parked.routing_key,
-        },
-        _ => Destination::Queue(parked.routing_key),
-    };
-    let is_failure = |name: &str| FAILURE_PREFIXES.iter().any(|p| name.starts_with(p));
-    let headers = message
-        .headers
-        .iter()
-        .filter(|(name, _)| !is_failure(name) && !name.starts_with("cloudEvents:"))
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect();
-    Ok(OutgoingMessage {
-        destination,
-        message_id: message.message_id.clone().unwrap_or_default(),
-        type_name: message.type_name.clone().unwrap_or_default(),
-        correlation_id: message.correlation_id.clone(),
-        reply_to: None,
-        headers,
-        body: message.body.clone(),
-    })
-}
-
-fn in_words(reason: &str) -> String {
-    match reason {
-        "delivery_limit" => {
-            "delivered too often: the service died on it or gave it back".to_owned()
-        }
-        "rejected" => "rejected by the service".to_owned(),
-        "expired" => "its time was over".to_owned(),
-        "maxlen" => "the queue was full".to_owned(),
-        other => other.to_owned(),
-    }
+    Ok(Parked::unpark(message, env))
 }
 
 #[cfg(test)]
 mod tests {
+    use common::bus::Destination;
+
     use super::*;
     use crate::output::samples;
 
@@ -152,10 +118,11 @@ mod tests {
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into();
         message.message_id = None;
+        message.exchange = "dead".into();
         let parked = ParkedMessage::of(&message);
-        assert!(parked.reason.starts_with("delivered too often"));
+        assert!(parked.reason.ends_with("delivery_limit"));
         assert!(parked.is_called("#3", 2));
-        let back = back_to_origin(&message).unwrap();
+        let back = back_to_origin(&message, &Env::system()).unwrap();
         assert_eq!(
             back.destination,
             Destination::Queue("recovery.backup1".into())
@@ -166,18 +133,22 @@ mod tests {
     fn a_retry_goes_to_the_first_place_without_the_failure_headers() {
         let mut message = samples::parked();
         message.headers.insert("x-tenant".into(), "a".into());
-        let back = back_to_origin(&message).unwrap();
+        let back = back_to_origin(&message, &Env::system()).unwrap();
         assert_eq!(
             back.destination,
             Destination::Commands {
                 routing_key: "mount.backup1".into()
             }
         );
-        assert_eq!(back.headers.keys().collect::<Vec<_>>(), ["x-tenant"]);
+        assert_eq!(
+            back.headers.keys().collect::<Vec<_>>(),
+            ["cloudEvents:id", "x-tenant"]
+        );
         assert_eq!(back.body, message.body);
         message.headers.clear();
+        message.routing_key = QUEUE.into();
         assert_eq!(
-            back_to_origin(&message).unwrap_err().code,
+            back_to_origin(&message, &Env::system()).unwrap_err().code,
             ErrorCode::NotPossibleNow
         );
     }

@@ -52,7 +52,7 @@ async fn look(
     findings.push(
         match crate::connect::topology(config, server, Topology::Check).await {
             Ok(()) => Finding::good("broker", "topology", format!("as it must be for {server}")),
-            Err(error) => Finding::bad("broker", "topology", &bus_problem(error)),
+            Err(problem) => Finding::bad("broker", "topology", &problem),
         },
     );
     findings.push(match client.bus.depth(crate::parked::QUEUE).await {

@@ -52,7 +52,7 @@ async fn list(context: &Context<'_>) -> Answer {
 /// Published first and acknowledged second: a crash between the two leaves it twice, never lost; the services know it by its id.
 async fn retry(found: Delivery, context: &Context<'_>) -> Answer {
     let shown = ParkedMessage::of(&found.message);
-    let outgoing = match back_to_origin(&found.message) {
+    let outgoing = match back_to_origin(&found.message, &context.client.env) {
         Ok(outgoing) => outgoing,
         Err(problem) => {
             give_back([found], context).await;

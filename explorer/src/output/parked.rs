@@ -38,6 +38,8 @@ pub(crate) fn whole(message: &ParkedMessage) -> String {
     let mut text = format!("message {}\n", or_nothing(message.id.as_ref()));
     text += &line("type", or_nothing(message.type_name.as_ref()));
     text += &line("reason", message.reason.clone());
+    text += &line("code", or_nothing(message.code.as_ref()));
+    text += &line("remedy", or_nothing(message.remedy.as_ref()));
     text += &line("first failed", or_nothing(message.first_failed_at.as_ref()));
     text += &line("last failed", or_nothing(message.last_failed_at.as_ref()));
     text += &line("exchange", format!("{:?}", message.exchange));
@@ -80,6 +82,8 @@ MESSAGE                               TYPE                             SENT TO  
 message 0190b5a8-7c3a-7def-8123-456789abcdef
   type         io.pginstant.command.publish.v1
   reason       the message is not a CloudEvent
+  code         malformed_message
+  remedy       send what docs/asyncapi.yaml describes
   first failed 2026-11-21T04:00:00Z
   last failed  2026-11-21T04:00:00Z
   exchange     \"cmd\"

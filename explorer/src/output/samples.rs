@@ -132,11 +132,13 @@ pub(crate) fn backup_list() -> BackupList {
 
 pub(crate) fn parked() -> IncomingMessage {
     let headers = [
-        ("x-park-reason", "the message is not a CloudEvent"),
-        ("x-park-first-failed-at", "2026-11-21T04:00:00Z"),
-        ("x-park-last-failed-at", "2026-11-21T04:00:00Z"),
-        ("x-park-exchange", "cmd"),
-        ("x-park-routing-key", "mount.backup1"),
+        ("x-reason", "the message is not a CloudEvent"),
+        ("x-reason-code", "malformed_message"),
+        ("x-remedy", "send what docs/asyncapi.yaml describes"),
+        ("x-first-failed-at", "2026-11-21T04:00:00Z"),
+        ("x-last-failed-at", "2026-11-21T04:00:00Z"),
+        ("x-original-exchange", "cmd"),
+        ("x-original-routing-key", "mount.backup1"),
         ("cloudEvents:id", ID),
     ];
     IncomingMessage {
@@ -144,7 +146,7 @@ pub(crate) fn parked() -> IncomingMessage {
         type_name: Some("io.pginstant.command.publish.v1".into()),
         correlation_id: None,
         reply_to: None,
-        exchange: "dead".into(),
+        exchange: String::new(),
         routing_key: "parked".into(),
         redelivered: false,
         delivery_count: None,
