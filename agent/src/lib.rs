@@ -1,1 +1,4 @@
-//!
+//! The one program that runs on a target: the FUSE mount with its write cache, and a typed hand for PostgreSQL and host facts.
+
+pub mod hand;
+pub mod postgresql;

@@ -4,5 +4,7 @@
 //! one [`hand::ResponseFrame`] a line back, one at a time. After a granted [`hand::Request::Attach`] the same connection
 //! carries the binary frames of [`pages`], in which the agent asks for pages of the backup.
 
+#[cfg(feature = "service")]
+pub mod client;
 pub mod hand;
 pub mod pages;

@@ -3,6 +3,14 @@
 //! [`amqp`] is RabbitMQ, [`memory`] a seeded in-memory broker that duplicates, delays, drops connections and returns; both
 //! pass the same contract tests, so everything above may be tested on the second.
 
+pub mod amqp;
+mod outgoing;
+
+pub use outgoing::{
+    ParkError, Parked, X_FIRST_FAILED_AT, X_LAST_FAILED_AT, X_ORIGINAL_EXCHANGE,
+    X_ORIGINAL_ROUTING_KEY, X_REASON, X_REASON_CODE, X_REMEDY, park,
+};
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -10,7 +18,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
-use crate::problem::Problem;
+use crate::problem::{ErrorCode, Problem};
 
 /// Where a message goes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -230,4 +238,27 @@ pub trait Bus: Send + Sync + fmt::Debug {
     fn health(&self) -> BusHealth;
     /// Ends consumers and connections, at most 10 s; unsettled deliveries go back.
     async fn close(&self);
+}
+
+impl From<BusError> for Problem {
+    fn from(error: BusError) -> Problem {
+        match error {
+            BusError::Topology(problem) => problem,
+            BusError::Unreachable(_) => Problem::new(
+                ErrorCode::BrokerUnavailable,
+                error.to_string(),
+                "see that RabbitMQ runs and that broker.host and broker.port are right",
+            ),
+            BusError::Forbidden(_) => Problem::new(
+                ErrorCode::InvalidConfiguration,
+                error.to_string(),
+                "see that broker.user, its password file, its permissions and broker.vhost are right",
+            ),
+            BusError::Closed => Problem::new(
+                ErrorCode::BrokerUnavailable,
+                error.to_string(),
+                "start the program again",
+            ),
+        }
+    }
 }

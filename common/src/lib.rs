@@ -8,8 +8,21 @@ pub mod agent;
 pub mod ids;
 pub mod messages;
 pub mod problem;
+pub mod session;
 
 #[cfg(feature = "service")]
 pub mod bus;
 #[cfg(feature = "service")]
+pub mod config;
+#[cfg(feature = "service")]
 pub mod env;
+#[cfg(feature = "service")]
+pub mod http;
+#[cfg(feature = "service")]
+pub mod journal;
+#[cfg(feature = "service")]
+pub mod service_main;
+#[cfg(feature = "service")]
+pub mod telemetry;
+#[cfg(feature = "service")]
+pub mod topology;

@@ -64,6 +64,8 @@ pub enum ErrorCode {
     TimedOut,
     /// The broker cannot be reached or refused something.
     BrokerUnavailable,
+    /// A service did not answer within the limit: it is not running, or busy.
+    ServiceUnavailable,
     /// The broker's exchanges and queues are not those that this version needs.
     TopologyMismatch,
     /// The service's own journal or state directory failed.
@@ -87,7 +89,8 @@ impl ErrorCode {
             | PermissionDenied | FuseUnavailable | PostgresqlNotFound | PortInUse
             | NotEnoughSpace | TopologyMismatch | InvalidConfiguration | Internal => true,
             UnreadableBackup | TargetUnreachable | MountFailed | CacheInUse | InstanceFailed
-            | RecoveryFailed | TimedOut | BrokerUnavailable | JournalFailed | IoFailed => false,
+            | RecoveryFailed | TimedOut | BrokerUnavailable | ServiceUnavailable
+            | JournalFailed | IoFailed => false,
         }
     }
 
@@ -100,7 +103,8 @@ impl ErrorCode {
             MalformedMessage | MessageTooLarge | UnknownMessageType | UnknownSession
             | UnknownRepository | UnknownBackup | UnknownTarget | CorruptBackup
             | UnsupportedBackup | UnreadableBackup => 65,
-            TargetUnreachable | BrokerUnavailable | PostgresqlNotFound | FuseUnavailable => 69,
+            TargetUnreachable | BrokerUnavailable | ServiceUnavailable | PostgresqlNotFound
+            | FuseUnavailable => 69,
             AgentMismatch | JournalFailed | Internal => 70,
             CacheInUse | NotEnoughSpace | PortInUse => 73,
             IoFailed => 74,
@@ -119,7 +123,17 @@ impl fmt::Display for ErrorCode {
 
 /// A failure as people and programs see it.
 #[derive(
-    Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, thiserror::Error,
+    Debug,
+    Clone,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    thiserror::Error,
 )]
 #[error("{message}; {remedy} [{code}]")]
 pub struct Problem {

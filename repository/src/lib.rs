@@ -1,1 +1,25 @@
+//! Opens PostgreSQL backups, as they lie in the repositories of other tools, as read-only trees
+//! with random access, and says which states they can be recovered to.
 //!
+//! What must stay true: nothing here writes to a repository; nothing that a repository says is
+//! believed where it can be checked; every refusal names the file; memory grows with the list of
+//! files and with nothing else.
+//!
+//! Everything here blocks: call it from threads that may block, never from an async runtime's.
+
+mod backup;
+mod error;
+mod lsn;
+mod name;
+mod options;
+mod restore_point;
+mod tree;
+
+pub use backup::{Backup, BackupChoice, Repository, VerifyProgress, VerifyReport};
+pub use error::{RepositoryError, RepositoryErrorKind};
+pub use lsn::{InvalidLsn, Lsn};
+pub use options::{Limits, OpenOptions};
+pub use restore_point::{
+    BackupFormat, RecoverableInterval, RestorePoint, RestorePoints, Tablespace, Verification,
+};
+pub use tree::{Entries, Entry, EntryKind, FileIndex, Tree};

@@ -395,7 +395,7 @@ pub struct FoundSession {
 }
 
 /// How an instance is published.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct InstanceOptions {
     /// Directory of PostgreSQL's programs.
     pub program_directory: PathBuf,

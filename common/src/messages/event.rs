@@ -190,7 +190,9 @@ pub struct StepFinished {
 }
 
 /// A step and how long it took.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 pub struct StepTiming {
     /// The step.
     pub step: Step,
@@ -199,7 +201,9 @@ pub struct StepTiming {
 }
 
 /// The instance accepts reads and writes.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 pub struct Published {
     /// Host to connect to.
     pub host: String,

@@ -54,7 +54,9 @@ pub struct MountRelease {
 }
 
 /// The mount is there and serves files.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 pub struct MountReady {
     /// The session.
     pub session_id: SessionId,

@@ -32,7 +32,7 @@ macro_rules! payloads {
     ($(#[$doc:meta])* $name:ident { $($variant:ident = $type_name:literal),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq)]
-        #[allow(missing_docs)]
+        #[allow(clippy::large_enum_variant, reason = "payloads are read once and consumed; a box would buy nothing")]
         pub enum $name { $(#[doc = concat!("`", $type_name, "`")] $variant($variant)),+ }
 
         impl $crate::messages::Payload for $name {

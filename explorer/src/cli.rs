@@ -1,0 +1,315 @@
+//! The command line: what can be typed, with its help and examples.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use common::ids::{BackupLabel, RepositoryName, ServerName, TargetName};
+use common::messages::Limits;
+
+use crate::output::Format;
+use crate::session_ref::SessionRef;
+use crate::time_args::{HumanDuration, Since};
+
+/// How long `--wait` waits when no time is given.
+const WAIT_DEFAULT: Duration = Duration::from_secs(3_600);
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0 done                        1 failed
+  2 the session waits for a retry, or a check found something bad
+  64 usage   65 bad input   69 broker or service unavailable   70 internal
+  73 cannot create   74 IO   75 not finished in time   77 permission
+  78 configuration or topology   130 stopped by Ctrl-C
+
+Start here:
+  explorer doctor                                     is everything in place?
+  explorer backups                                    what can be published
+  explorer publish --repository main --target db1     PostgreSQL from the newest backup";
+
+/// PostgreSQL online from its backup in seconds: ask for it, watch it, undo it.
+#[derive(Debug, Parser)]
+#[command(name = "explorer", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// How results are written to standard output.
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value = "table",
+        env = "PGINSTANT_OUTPUT"
+    )]
+    pub(crate) output: Format,
+    /// The mount server; default: `server` of the configuration.
+    #[arg(long, global = true, value_name = "NAME", env = "PGINSTANT_SERVER")]
+    pub(crate) server: Option<ServerName>,
+    /// The configuration; default: ~/.config/pginstant/explorer.toml, then /etc/pginstant/explorer.toml.
+    #[arg(long, global = true, value_name = "FILE", env = "PGINSTANT_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// What can be asked for.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List the backups that can be published or mounted.
+    #[command(after_help = "Example:\n  explorer backups --repository main")]
+    Backups {
+        /// Only those of this repository.
+        #[arg(long, value_name = "R")]
+        repository: Option<RepositoryName>,
+    },
+    /// Start PostgreSQL on a target from a mounted backup.
+    #[command(
+        after_help = "Examples:\n  explorer publish --repository main --target db1\n  explorer publish --repository main --backup base_2026-11-20 --target db1 --port 5433 --reason 'check invoice 17'\n  explorer publish --repository main --target db1 --wait=2m --output json"
+    )]
+    Publish {
+        #[command(flatten)]
+        what: What,
+        /// TCP port of the instance; default: the target's.
+        #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..))]
+        port: Option<u16>,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Mount the files of a backup on a target, without starting PostgreSQL.
+    #[command(after_help = "Example:\n  explorer mount --repository main --target db1")]
+    Mount {
+        #[command(flatten)]
+        what: What,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Stop a published instance (or unmount files) and remove its write cache with every change in it.
+    #[command(after_help = "Examples:\n  explorer unpublish 0190b5a8\n  explorer unpublish --all")]
+    Unpublish {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Give a session up at whatever step it is, and undo what it did.
+    #[command(after_help = "Example:\n  explorer cancel 0190b5a8")]
+    Cancel {
+        /// The session: its id or the beginning of it (4 characters or more).
+        session: SessionRef,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Try a waiting session again, now. Changes that users made are kept.
+    #[command(after_help = "Examples:\n  explorer retry 0190b5a8\n  explorer retry --all")]
+    Retry {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// List the sessions.
+    #[command(
+        after_help = "Examples:\n  explorer sessions --watch\n  explorer sessions --all --output json | jq '.sessions[].status'"
+    )]
+    Sessions {
+        /// Go on and show changes as they happen; Ctrl-C ends it.
+        #[arg(long)]
+        watch: bool,
+        /// Ended ones too.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Show one session: its steps, how to connect, and its log.
+    #[command(after_help = "Example:\n  explorer session 0190b5a8")]
+    Session {
+        /// The session: its id or the beginning of it (4 characters or more).
+        session: SessionRef,
+    },
+    /// Show what happened, from the log of events.
+    #[command(
+        after_help = "Examples:\n  explorer events --since 2h\n  explorer events --follow --session 0190b5a8\n  explorer events --since first --output json > events.jsonl"
+    )]
+    Events {
+        /// Go on with what happens from now on; Ctrl-C ends it.
+        #[arg(long)]
+        follow: bool,
+        /// Begin there: a time, a duration ago, or `first`. Default: 1d, with --follow: now.
+        #[arg(long, value_name = "TIME|DURATION|first")]
+        since: Option<Since>,
+        /// Only those of this session.
+        #[arg(long, value_name = "S")]
+        session: Option<SessionRef>,
+    },
+    /// Look after messages that no service could take.
+    #[command(subcommand)]
+    Parked(Parked),
+    /// Make or check the exchanges and queues of the broker.
+    #[command(subcommand)]
+    Topology(Topology),
+    /// Check broker, services and targets, and say what to do.
+    #[command(after_help = "Ends with exit code 2 when something is bad.")]
+    Doctor {
+        /// Only this target.
+        #[arg(long, value_name = "T")]
+        target: Option<TargetName>,
+    },
+    /// Print the completion script of a shell.
+    #[command(
+        after_help = "Example:\n  explorer completions bash > /etc/bash_completion.d/explorer"
+    )]
+    Completions {
+        /// The shell.
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What to publish or mount, and where.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct What {
+    /// The repository, as the mount server's configuration calls it.
+    #[arg(long, value_name = "R")]
+    pub(crate) repository: RepositoryName,
+    /// The backup; default: the newest.
+    #[arg(long, value_name = "L")]
+    pub(crate) backup: Option<BackupLabel>,
+    /// The target, as the mount server's configuration calls it.
+    #[arg(long, value_name = "T")]
+    pub(crate) target: TargetName,
+    /// Why, for the session's history.
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
+    pub(crate) reason: Option<String>,
+}
+
+/// One session or all that it makes sense for.
+#[derive(Debug, Clone, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Which {
+    /// The session: its id or the beginning of it (4 characters or more).
+    pub(crate) session: Option<SessionRef>,
+    /// Every session that it can be done to.
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+/// Whether to stay until it is done.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct WaitArgs {
+    /// Stay until it is done, at most so long (exit 75 then). This is the default, with 1h.
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, overrides_with = "no_wait")]
+    wait: Option<Option<HumanDuration>>,
+    /// Send the command and end; the session goes on.
+    #[arg(long)]
+    no_wait: bool,
+}
+
+impl WaitArgs {
+    /// How long to stay; `None` when not at all.
+    pub(crate) fn limit(&self) -> Option<Duration> {
+        if self.no_wait {
+            return None;
+        }
+        let given = self.wait.flatten().map(|duration| duration.0);
+        Some(given.unwrap_or(WAIT_DEFAULT))
+    }
+}
+
+/// `parked …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum Parked {
+    /// List the parked messages, each with the reason.
+    List,
+    /// Show one parked message whole.
+    Show {
+        /// Its id (or the beginning of it), as `parked list` shows it.
+        message: String,
+    },
+    /// Send one back to where it was first sent to.
+    Retry {
+        /// Its id (or the beginning of it), as `parked list` shows it.
+        message: String,
+    },
+    /// Throw one away, for good.
+    Discard {
+        /// Its id (or the beginning of it), as `parked list` shows it.
+        message: String,
+    },
+}
+
+/// `topology …`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub(crate) enum Topology {
+    /// Make what is missing; never changes or removes what is there.
+    Apply,
+    /// Say whether everything is as this version needs it (exit 78 when not).
+    Check,
+}
+
+fn reason(text: &str) -> Result<String, String> {
+    match text.chars().count() {
+        1..=Limits::REASON_CHARS => Ok(text.to_owned()),
+        count => Err(format!(
+            "a reason has 1 to {} characters, this one has {count}",
+            Limits::REASON_CHARS
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn limit(args: &[&str]) -> Option<Duration> {
+        let line = ["explorer", "cancel", "0190b5a8"];
+        let cli = Cli::try_parse_from(line.iter().chain(args)).unwrap();
+        match cli.command {
+            Command::Cancel { wait, .. } => wait.limit(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_of_the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn waiting_is_the_default_and_has_a_limit() {
+        assert_eq!(limit(&[]), Some(WAIT_DEFAULT));
+        assert_eq!(limit(&["--wait"]), Some(WAIT_DEFAULT));
+        assert_eq!(limit(&["--wait=90s"]), Some(Duration::from_secs(90)));
+        assert_eq!(limit(&["--no-wait"]), None);
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused_before_anything_is_sent() {
+        let publish = ["publish", "--repository", "main", "--target", "db1"];
+        let with = |more: &[&'static str]| [&publish[..], more].concat();
+        let table = [
+            with(&["--port", "0"]),
+            with(&["--port", "65536"]),
+            with(&["--reason", ""]),
+            with(&["--backup", "../x"]),
+            with(&["--wait=soon"]),
+            vec!["publish", "--repository", "main"],
+            vec!["cancel", "abc"],
+            vec!["cancel"],
+            vec!["retry"],
+            vec!["retry", "0190b5a8", "--all"],
+            vec!["events", "--since", "yesterday"],
+            vec!["sessions", "--server", "a/b"],
+        ];
+        for args in table {
+            let line = ["explorer"].iter().chain(&args);
+            assert!(Cli::try_parse_from(line).is_err(), "{args:?}");
+        }
+        assert!(Cli::try_parse_from(["explorer"].iter().chain(&publish)).is_ok());
+    }
+}

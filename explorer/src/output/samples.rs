@@ -1,0 +1,157 @@
+//! Sample data for the tests of what people read.
+
+use common::bus::IncomingMessage;
+use common::messages::{
+    BackupList, BackupListed, ListedRestoreInterval, Mounted, Published, SessionKind,
+    SessionStatus, SessionSummary, Step, StepTiming, Waiting,
+};
+use common::problem::{ErrorCode, Problem};
+
+pub(crate) const ID: &str = "0190b5a8-7c3a-7def-8123-456789abcdef";
+pub(crate) const OTHER_ID: &str = "0190b5a8-7c3a-7def-8123-556789abcdef";
+
+pub(crate) fn problem() -> Problem {
+    Problem::new(
+        ErrorCode::InstanceFailed,
+        "PostgreSQL on db1 ended with status 1",
+        "look at its log, then retry",
+    )
+}
+
+pub(crate) fn timings() -> Vec<StepTiming> {
+    [
+        (Step::Validate, 210),
+        (Step::Mount, 480),
+        (Step::Start, 1_250),
+    ]
+    .map(|(step, duration_ms)| StepTiming { step, duration_ms })
+    .to_vec()
+}
+
+pub(crate) fn published() -> Published {
+    Published {
+        host: "db1.example.com".into(),
+        port: 5433,
+        socket_directory: format!("/var/tmp/pginstant/{ID}/socket").into(),
+        data_directory: format!("/tmp/pginstant/{ID}/data").into(),
+        version: "15.14".into(),
+        backup: "base_2026-11-20".parse().unwrap(),
+        timeline: 2,
+        reached_lsn: "0/2000100".into(),
+        reached_at: Some("2026-11-20T01:02:03Z".parse().unwrap()),
+        steps: timings(),
+    }
+}
+
+pub(crate) fn mounted() -> Mounted {
+    Mounted {
+        mount_point: format!("/tmp/pginstant/{ID}").into(),
+        data_directory: format!("/tmp/pginstant/{ID}/data").into(),
+        backup: "base_2026-11-20".parse().unwrap(),
+        steps: timings().into_iter().take(2).collect(),
+    }
+}
+
+pub(crate) fn waiting() -> Waiting {
+    Waiting {
+        step: Some(Step::Start),
+        attempt: 2,
+        automatic_retries_max: 0,
+        next_attempt_at: None,
+        problem: problem(),
+    }
+}
+
+pub(crate) fn sessions() -> Vec<SessionSummary> {
+    let first = SessionSummary {
+        session_id: ID.parse().unwrap(),
+        server: "backup1".parse().unwrap(),
+        kind: SessionKind::Publish,
+        status: SessionStatus::Published,
+        step: None,
+        repository: "main".parse().unwrap(),
+        backup: Some("base_2026-11-20".parse().unwrap()),
+        target: "db1".parse().unwrap(),
+        port: Some(5433),
+        started_at: "2026-11-21T04:00:00Z".parse().unwrap(),
+        ended_at: None,
+        attempt: 1,
+        problem: None,
+    };
+    let second = SessionSummary {
+        session_id: OTHER_ID.parse().unwrap(),
+        status: SessionStatus::WaitingForManualRetry,
+        step: Some(Step::Start),
+        backup: None,
+        port: None,
+        attempt: 2,
+        problem: Some(problem()),
+        ..first.clone()
+    };
+    vec![first, second]
+}
+
+pub(crate) fn backup_list() -> BackupList {
+    let first = BackupListed {
+        repository: "main".parse().unwrap(),
+        label: "base_2026-11-20".parse().unwrap(),
+        format: "pg_basebackup plain".into(),
+        postgresql_major: 15,
+        started_at: Some("2026-11-20T01:00:00Z".parse().unwrap()),
+        size_bytes: 3 << 29,
+        file_count: 1204,
+        tablespace_count: 1,
+        recoverable: Some(ListedRestoreInterval {
+            from_lsn: "0/2000100".into(),
+            to_lsn: "0/2000100".into(),
+            from: Some("2026-11-20T01:02:00Z".parse().unwrap()),
+            to: None,
+        }),
+    };
+    let second = BackupListed {
+        label: "old".parse().unwrap(),
+        format: "pg_basebackup tar".into(),
+        postgresql_major: 14,
+        started_at: None,
+        size_bytes: 10_240,
+        file_count: 3,
+        tablespace_count: 0,
+        recoverable: None,
+        ..first.clone()
+    };
+    BackupList {
+        backups: vec![first, second],
+        problems: vec![Problem::new(
+            ErrorCode::UnreadableBackup,
+            "repository cold: no such directory",
+            "mount it, or correct its path in the configuration",
+        )],
+        truncated: false,
+    }
+}
+
+pub(crate) fn parked() -> IncomingMessage {
+    let headers = [
+        ("x-park-reason", "the message is not a CloudEvent"),
+        ("x-park-first-failed-at", "2026-11-21T04:00:00Z"),
+        ("x-park-last-failed-at", "2026-11-21T04:00:00Z"),
+        ("x-park-exchange", "cmd"),
+        ("x-park-routing-key", "mount.backup1"),
+        ("cloudEvents:id", ID),
+    ];
+    IncomingMessage {
+        message_id: Some(ID.into()),
+        type_name: Some("io.pginstant.command.publish.v1".into()),
+        correlation_id: None,
+        reply_to: None,
+        exchange: "dead".into(),
+        routing_key: "parked".into(),
+        redelivered: false,
+        delivery_count: None,
+        headers: headers
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
+        stream_offset: None,
+        body: b"{\"specversion\":\"0.3\"}".to_vec(),
+    }
+}

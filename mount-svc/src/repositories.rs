@@ -1,0 +1,107 @@
+//! The configured repositories: what is in them, for `backups`, and their errors in the contract's words.
+
+use std::path::Path;
+
+use common::ids::{BackupLabel, RepositoryName};
+use common::messages::{BackupList, BackupListed, ListedRestoreInterval};
+use common::problem::{ErrorCode, Problem};
+use repository::{
+    OpenOptions, Repository, RepositoryError, RepositoryErrorKind, RestorePoint, open_repository,
+};
+
+use crate::config::{Config, RepositoryConfig};
+
+/// Most backups in one answer.
+const LISTED_MAX: usize = 1_000;
+/// Most problems in one answer.
+const PROBLEMS_MAX: usize = 50;
+
+/// Opens a configured repository.
+pub fn open(
+    name: &RepositoryName,
+    config: &RepositoryConfig,
+) -> Result<Box<dyn Repository>, Problem> {
+    let options = OpenOptions {
+        tablespace_directories: config.tablespace_directories.clone(),
+        tablespace_setting: format!("repositories.{name}.tablespace_directories"),
+        ..OpenOptions::default()
+    };
+    open_repository(Path::new(&config.path), options).map_err(|error| problem_of(name, &error))
+}
+
+/// An error of a repository in the contract's words.
+pub fn problem_of(name: &RepositoryName, error: &RepositoryError) -> Problem {
+    let code = match error.kind() {
+        RepositoryErrorKind::UnknownBackup => ErrorCode::UnknownBackup,
+        RepositoryErrorKind::Unreadable => ErrorCode::UnreadableBackup,
+        RepositoryErrorKind::Corrupt => ErrorCode::CorruptBackup,
+        RepositoryErrorKind::Unsupported => ErrorCode::UnsupportedBackup,
+    };
+    Problem::new(code, format!("repository {name}: {error}"), error.remedy())
+}
+
+/// Lists the backups of one repository or of all. Blocks: looks at every backup's list of files.
+pub fn list(config: &Config, only: Option<&RepositoryName>) -> Result<BackupList, Problem> {
+    let mut list = BackupList {
+        backups: Vec::new(),
+        problems: Vec::new(),
+        truncated: false,
+    };
+    if let Some(name) = only {
+        config.repository(name)?;
+    }
+    for (name, repository) in &config.repositories {
+        if only.is_some_and(|only| only != name) {
+            continue;
+        }
+        match open(name, repository).and_then(|open| {
+            open.restore_points()
+                .map_err(|error| problem_of(name, &error))
+        }) {
+            Ok(points) => {
+                list.truncated |= points.truncated;
+                list.backups.extend(
+                    points
+                        .restore_points
+                        .iter()
+                        .filter_map(|point| listed(name, point)),
+                );
+                list.problems
+                    .extend(points.problems.iter().map(|(label, error)| {
+                        let problem = problem_of(name, error);
+                        Problem::new(
+                            problem.code,
+                            format!("backup {label}: {}", problem.message),
+                            problem.remedy,
+                        )
+                    }));
+            }
+            Err(problem) => list.problems.push(problem),
+        }
+    }
+    list.truncated |= list.backups.len() > LISTED_MAX;
+    list.backups.truncate(LISTED_MAX);
+    list.problems.truncate(PROBLEMS_MAX);
+    Ok(list)
+}
+
+fn listed(name: &RepositoryName, point: &RestorePoint) -> Option<BackupListed> {
+    Some(BackupListed {
+        repository: name.clone(),
+        // A directory whose name cannot be a label cannot be asked for either.
+        label: BackupLabel::new(point.label.clone()).ok()?,
+        format: point.format.to_string(),
+        postgresql_major: point.postgresql_major,
+        started_at: point.started_at,
+        size_bytes: point.size_bytes,
+        file_count: point.file_count,
+        tablespace_count: u32::try_from(point.tablespaces.len()).unwrap_or(u32::MAX),
+        recoverable: point.recoverable.to_lsn.map(|to| ListedRestoreInterval {
+            // Only the end is a consistent state; the WAL of a base backup brings one and no other.
+            from_lsn: to.to_string(),
+            to_lsn: to.to_string(),
+            from: None,
+            to: None,
+        }),
+    })
+}

@@ -1,0 +1,80 @@
+//! The two traits that every format implements.
+
+use std::fmt;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use crate::{FileIndex, RepositoryError, RestorePoint, RestorePoints, Tree};
+
+/// A place with backups.
+pub trait Repository: Send + Sync + fmt::Debug {
+    /// The backups and what each can be recovered to, newest first. Looks at every backup's list of files.
+    fn restore_points(&self) -> Result<RestorePoints, RepositoryError>;
+
+    /// Opens one backup: builds its tree, checks it against its manifest, reads no contents.
+    fn open(&self, which: BackupChoice<'_>) -> Result<Arc<dyn Backup>, RepositoryError>;
+}
+
+/// Which backup to open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackupChoice<'a> {
+    /// The one begun last, of those that can be opened.
+    Newest,
+    /// The one of this label.
+    Label(&'a str),
+}
+
+/// One backup as a read-only tree with random access.
+pub trait Backup: Send + Sync + fmt::Debug {
+    /// What it is a backup of, and what it can be recovered to.
+    fn restore_point(&self) -> &RestorePoint;
+
+    /// Its files and directories, as PGDATA would have them. Files of the tool itself (`backup_manifest`) are not among them;
+    /// `backup_label` and `tablespace_map` are.
+    fn tree(&self) -> &Tree;
+
+    /// Reads bytes of a file: as many as the buffer takes, fewer only at the file's end.
+    ///
+    /// Where the format has checksums of whole files, what is read is counted towards them, and the read that completes
+    /// a file and finds another checksum fails, as do all later ones of that file, with a permanent error.
+    /// CRC32C is completed by reads in any order; SHA by reads from the beginning to the end. When reads in pieces have left more
+    /// than [`crate::Limits::checksum_piece_count`] pieces, those of the file not read for the longest time are forgotten, and it
+    /// counts as not read.
+    fn read_at(
+        &self,
+        file: FileIndex,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, RepositoryError>;
+
+    /// Files found corrupt so far, in the tree's order.
+    fn corrupt_files(&self) -> Vec<FileIndex>;
+
+    /// Reads every file whose checksum has not been checked yet. Corrupt files do not end it, other errors do; `progress` may.
+    fn verify_all(
+        &self,
+        progress: &mut dyn FnMut(VerifyProgress) -> ControlFlow<()>,
+    ) -> Result<VerifyReport, RepositoryError>;
+}
+
+/// How far [`Backup::verify_all`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VerifyProgress {
+    /// Files done, of all.
+    pub file_count: u64,
+    /// Bytes of the files done.
+    pub bytes: u64,
+}
+
+/// What [`Backup::verify_all`] found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// Files whose checksum is as it should be.
+    pub verified_count: u64,
+    /// Files that have no checksum to compare with.
+    pub unverified_count: u64,
+    /// Files found corrupt, in the tree's order.
+    pub corrupt: Vec<FileIndex>,
+    /// Whether `progress` ended it early.
+    pub stopped: bool,
+}

@@ -1,0 +1,60 @@
+//! How a repository is opened.
+
+use std::path::PathBuf;
+
+/// How a repository is opened; [`Default`] is right for most.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// Directories beside the repository's own into which a plain backup's links (`pg_tblspc/<oid>`, `pg_wal`)
+    /// may lead. Anything else is refused: on the production host a link may lead to a live tablespace.
+    pub tablespace_directories: Vec<PathBuf>,
+    /// What the caller calls the setting behind `tablespace_directories`, for refusals to name; `tablespace_directories` when empty.
+    pub tablespace_setting: String,
+    /// What is too much.
+    pub limits: Limits,
+}
+
+impl OpenOptions {
+    pub(crate) fn tablespace_setting(&self) -> &str {
+        match self.tablespace_setting.as_str() {
+            "" => "tablespace_directories",
+            name => name,
+        }
+    }
+}
+
+/// What is too much for one backup or repository: beyond it, the backup is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest file, in bytes.
+    pub file_bytes: u64,
+    /// Most files and directories.
+    pub entry_count: u64,
+    /// Longest path below PGDATA, in bytes.
+    pub path_bytes: usize,
+    /// All paths together, in bytes: with `entry_count` the bound of the memory that a tree takes.
+    pub all_paths_bytes: u64,
+    /// Deepest nesting of directories.
+    pub depth: usize,
+    /// Most directories looked at in a repository.
+    pub backup_count: usize,
+    /// Most files of one backup held open.
+    pub open_file_count: usize,
+    /// Most pieces of checksums held for files that are read in pieces; see [`crate::Backup::read_at`].
+    pub checksum_piece_count: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            file_bytes: 1 << 40,
+            entry_count: 10_000_000,
+            path_bytes: 4096,
+            all_paths_bytes: 1 << 30,
+            depth: 32,
+            backup_count: 1_000,
+            open_file_count: 256,
+            checksum_piece_count: 1 << 20,
+        }
+    }
+}
