@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::agent::client::TargetConnection;
 use crate::ids::OsUser;
 use crate::problem::{ErrorCode, Problem};
 
@@ -290,6 +291,16 @@ fn default_base_wait_s() -> u32 {
 }
 
 impl TargetConfig {
+    /// How a service connects to the target's agent.
+    pub fn endpoint(&self) -> TargetConnection {
+        match &self.connection {
+            Connection::Local => TargetConnection::Local {
+                program: self.agent_program.clone(),
+            },
+            Connection::Socket(path) => TargetConnection::Socket { path: path.clone() },
+        }
+    }
+
     /// Checks what the types alone do not.
     pub fn validate(&self, name: &str) -> Result<(), Problem> {
         for (key, path) in [

@@ -52,9 +52,16 @@ where
         }
         return Ok(());
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
-        Problem::new(ErrorCode::Internal, format!("start the runtime: {error}"), "check the process limits")
-    })?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| {
+            Problem::new(
+                ErrorCode::Internal,
+                format!("start the runtime: {error}"),
+                "check the process limits",
+            )
+        })?;
     runtime.block_on(async {
         let stop = CancellationToken::new();
         let signals = stop_on_signal(stop.clone());
@@ -70,7 +77,11 @@ where
 
 async fn stop_on_signal(stop: CancellationToken) -> Result<(), Problem> {
     let unable = |error: std::io::Error| {
-        Problem::new(ErrorCode::Internal, format!("listen for signals: {error}"), "report this")
+        Problem::new(
+            ErrorCode::Internal,
+            format!("listen for signals: {error}"),
+            "report this",
+        )
     };
     let mut terminate = signal(SignalKind::terminate()).map_err(unable)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(unable)?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use common::agent::client::AgentConnection;
+use common::agent::client::{AgentConnection, PageStream};
 use common::agent::hand::{
     MountOptions, MountStatus, Request, Response, SessionPlace, TREE_CHUNK_ENTRIES_MAX, TreeEntry,
     TreeFinish,
@@ -36,7 +36,7 @@ pub fn place(target: &TargetConfig, session_id: common::ids::SessionId) -> Sessi
 impl Maker {
     /// Connects to the target's agent.
     pub async fn connect(target: &TargetConfig, place: SessionPlace) -> Result<Self, Problem> {
-        let hand = AgentConnection::open(target).await?;
+        let hand = AgentConnection::open(&target.endpoint()).await?;
         let options = MountOptions {
             base_wait_s: target.base_wait_s,
             ..MountOptions::default()
@@ -106,11 +106,11 @@ impl Maker {
     }
 
     /// Turns a connection of its own into the page channel.
-    pub async fn attach(
-        target: &TargetConfig,
-        place: SessionPlace,
-    ) -> Result<common::agent::client::PageChannel, Problem> {
-        AgentConnection::open(target).await?.attach(place).await
+    pub async fn attach(target: &TargetConfig, place: SessionPlace) -> Result<PageStream, Problem> {
+        AgentConnection::open(&target.endpoint())
+            .await?
+            .attach(place, SHORT)
+            .await
     }
 
     /// Unmounts; the write cache stays.
