@@ -1,5 +1,11 @@
 //! A real backup of a real cluster, copied to a mount point, prepared, started, killed and started again through the hand.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests"
+)]
+
 mod support;
 
 use std::collections::BTreeMap;
