@@ -182,3 +182,24 @@ fn a_query_brings_back_a_limited_number_of_rows_and_the_servers_refusal() {
     published.stop();
     assert!(started.elapsed() < Duration::from_secs(20));
 }
+
+#[test]
+fn a_server_that_does_not_react_is_killed_after_its_time() {
+    let programs = postgresql().remove(0);
+    let cluster = Cluster::start(&programs);
+    let published = Published::of(&cluster);
+    published.prepare();
+    published.start();
+    published.wait_until_ready();
+    published.freeze();
+    let stop = Request::StopInstance {
+        place: published.place.clone(),
+        instance: published.options.clone(),
+        timeout_s: 1,
+    };
+    assert_eq!(published.answer(stop).unwrap(), Response::Done);
+    assert!(matches!(published.status(), InstanceStatus::Stopped { .. }));
+    published.start();
+    published.wait_until_ready();
+    published.stop();
+}

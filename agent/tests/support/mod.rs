@@ -364,6 +364,13 @@ impl Published {
         fs::write(&file, before + text).unwrap();
     }
 
+    /// Stops the postmaster's process, as a hanging disk would.
+    pub(crate) fn freeze(&self) {
+        let file = self.place.configuration_directory().join("postgresql.conf");
+        let postmaster = process::postmaster(&file, account().uid).unwrap();
+        postmaster.signal(rustix::process::Signal::STOP).unwrap();
+    }
+
     /// Kills every process of the instance at once, as a power cut would.
     pub(crate) fn kill_all(&self) {
         let file = self.place.configuration_directory().join("postgresql.conf");
