@@ -1,6 +1,12 @@
 //! The driver against doubles (bus in memory, scripted hand, mount service that answers twice): what a crash, a duplicate or a failure at each
 //! exact step does. The same walks with the real broker, agent and PostgreSQL are in the workspace's `tests`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests, which may panic"
+)]
+
 mod support;
 
 use common::ids::EventId;

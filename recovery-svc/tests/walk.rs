@@ -1,6 +1,12 @@
 //! Random walks of the state machine over the real SQLite journal, which is closed and opened again at random points: what is read back is what was in memory,
 //! messages and numbers included.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests, which may panic"
+)]
+
 use common::env::Env;
 use common::ids::*;
 use common::journal::{Journal, JournalError, LogEntry, Record, RecordKey};
