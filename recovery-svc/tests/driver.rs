@@ -1,4 +1,4 @@
-//! The driver against doubles (bus in memory, scripted hand, mount service that answers twice): what a crash, a duplicate or a failure at each
+//! The driver against doubles (bus in memory, scripted hand, mount service that answers twice): what a restart, a duplicate or a failure at each
 //! exact step does. The same walks with the real broker, agent and PostgreSQL are in the workspace's `tests`.
 
 #![allow(
@@ -41,7 +41,7 @@ async fn a_session_is_published_once_although_everything_is_said_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crash_in_any_step_is_resumed_and_costs_no_attempt() {
+async fn a_restart_in_any_step_is_resumed_and_costs_no_attempt() {
     for hang in [
         "hello",
         "host_facts",
