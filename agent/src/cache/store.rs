@@ -95,6 +95,8 @@ pub struct Store {
     names: Mutex<Namespace>,
     // Nodes without a name and without a descriptor, whose data goes once the catalog is durable.
     reapable: Mutex<Vec<(Ino, u64)>>,
+    // Nodes of which everything is here but of which the catalog does not say so yet.
+    pub(crate) whole: Mutex<Vec<Arc<Node>>>,
 }
 
 /// What a cache is opened from.
@@ -131,6 +133,7 @@ impl Store {
             owner: parts.owner,
             names: Mutex::new(names),
             reapable: Mutex::default(),
+            whole: Mutex::default(),
         };
         if is_takeover {
             for node in store.names().all_touched() {
@@ -189,6 +192,11 @@ impl Store {
     /// The node that a resent request made before the worker's restart, 0 for none made.
     pub fn answered(&self, unique: u64) -> Option<Ino> {
         self.names().answered(unique)
+    }
+
+    /// Whether an open or close was carried out before the worker's restart.
+    pub fn is_answered_open(&self, unique: u64) -> bool {
+        self.runtime.answered(unique).is_some()
     }
 
     /// Looks a name up.
@@ -596,7 +604,7 @@ fn replay(names: &mut Namespace, record: &RuntimeRecord) {
             cached,
             passthrough,
             backing,
-            unique,
+            ..
         } => {
             if let Some(node) = names.node(*ino) {
                 let mut state = node.lock();
@@ -607,11 +615,8 @@ fn replay(names: &mut Namespace, record: &RuntimeRecord) {
                 };
                 state.was_passthrough |= *passthrough > 0;
             }
-            names.apply(&Record::Answered {
-                unique: *unique,
-                ino: *ino,
-            });
         }
+        RuntimeRecord::Answered { .. } => {}
         RuntimeRecord::Failed { ino } => {
             if let Some(node) = names.node(*ino) {
                 node.lock().failed = true;
@@ -625,27 +630,4 @@ fn check_name(name: &str) -> io::Result<()> {
         return Err(error(Errno::NAMETOOLONG));
     }
     Ok(())
-}
-
-impl Store {
-    /// Hash of the backup's tree.
-    pub fn tree_hash(&self) -> u32 {
-        self.tree.hash()
-    }
-
-    /// Size of the catalog, in bytes.
-    pub fn catalog_bytes(&self) -> u64 {
-        self.catalog.size()
-    }
-
-    /// Size of the runtime journal, in bytes.
-    pub fn runtime_bytes(&self) -> u64 {
-        self.runtime.size()
-    }
-
-    /// Bytes that the data files occupy.
-    pub fn cache_bytes(&self) -> u64 {
-        let blocks = self.disk.data_blocks().unwrap_or_default();
-        blocks * 512 + self.catalog.size()
-    }
 }

@@ -71,7 +71,8 @@ pub struct MountFsParts {
 pub struct MountFs {
     parts: MountFsParts,
     pool: Pool,
-    background: Arc<Pool>,
+    background: Pool,
+    flushes: Pool,
     listings: Listings,
     next_handle: AtomicU64,
     passthrough: bool,
@@ -79,6 +80,7 @@ pub struct MountFs {
 
 const POOL_THREADS: usize = 16;
 const POOL_QUEUE: usize = 4096;
+const FLUSH_THREADS: usize = 8;
 const BACKGROUND_THREADS: usize = 2;
 const BACKGROUND_QUEUE: usize = 1024;
 
@@ -104,7 +106,8 @@ impl MountFs {
         Ok(Self {
             parts,
             pool: Pool::start("pages", POOL_THREADS, POOL_QUEUE)?,
-            background: Arc::new(Pool::start("complete", BACKGROUND_THREADS, BACKGROUND_QUEUE)?),
+            background: Pool::start("complete", BACKGROUND_THREADS, BACKGROUND_QUEUE)?,
+            flushes: Pool::start("flush", FLUSH_THREADS, POOL_QUEUE)?,
             listings: Listings::default(),
             next_handle: AtomicU64::new(1),
             passthrough: false,
@@ -207,11 +210,12 @@ impl MountFs {
             let position = node.lock().position;
             self.store().catalog.sync(position).map_err(errno)?;
         }
-        let mut state = node.lock();
         // A resent create may have been carried out as far as the making, but not the opening: its own key.
         let open_key = unique(request) | OPEN_KEY;
-        let known = is_resent(request) && self.store().answered(open_key).is_some();
-        if self.passthrough && self.store().may_pass_through(&state) && !self.is_pinned(node.ino) {
+        let known = is_resent(request) && self.store().is_answered_open(open_key);
+        let may_pass = self.passthrough && !self.is_pinned(node.ino);
+        let mut state = node.lock();
+        if may_pass && self.store().may_pass_through(&state) {
             let position = state.position;
             let is_own = node.ino >= crate::cache::namespace::FIRST_OWN_INO;
             if is_own || self.store().catalog.is_synced(position) {
@@ -658,7 +662,8 @@ impl Filesystem for MountFs {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        if self.carried_out(req).is_none()
+        let known = is_resent(req) && self.store().is_answered_open(unique(req));
+        if !known
             && let Ok(node) = self.store().node(ino.0)
         {
             let passthrough = fh.0 & PASSTHROUGH_HANDLE != 0;
@@ -683,11 +688,16 @@ impl Filesystem for MountFs {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let sync = || {
-            let node = self.store().node(ino.0)?;
-            self.store().sync(&node)
+        let node = match self.store().node(ino.0) {
+            Ok(node) => node,
+            Err(error) => return reply.error(errno(error)),
         };
-        Self::empty(reply, sync());
+        if self.store().is_clean(&node) {
+            return reply.ok();
+        }
+        let store = self.store().clone();
+        self.flushes
+            .run(move || Self::empty(reply, store.sync(&node)));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -783,7 +793,9 @@ impl Filesystem for MountFs {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        Self::empty(reply, self.store().sync_names());
+        let store = self.store().clone();
+        self.flushes
+            .run(move || Self::empty(reply, store.sync_names()));
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
