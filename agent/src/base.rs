@@ -152,7 +152,11 @@ impl Base {
         }
         let mut state = self.lock();
         loop {
-            if let Some(answer) = state.waiting.get_mut(&request).and_then(|w| w.answer.take()) {
+            if let Some(answer) = state
+                .waiting
+                .get_mut(&request)
+                .and_then(|w| w.answer.take())
+            {
                 state.waiting.remove(&request);
                 return Ok(answer);
             }
@@ -200,7 +204,11 @@ impl Base {
         }
         let ended = self.receive(&mut reader);
         let mut state = self.lock();
-        if state.channel.as_ref().is_some_and(|c| c.number == channel.number) {
+        if state
+            .channel
+            .as_ref()
+            .is_some_and(|c| c.number == channel.number)
+        {
             state.channel = None;
         }
         drop(state);

@@ -76,8 +76,8 @@ pub fn is_mounted(place: &SessionPlace) -> bool {
 
 /// Starts a detached supervisor from this very program and waits until the mount answers; found running is fine.
 pub fn start(place: &SessionPlace, options: &MountOptions) -> Result<MountStatus, Problem> {
-    let program = std::env::current_exe()
-        .map_err(io_problem("find the agent's own program".to_owned()))?;
+    let program =
+        std::env::current_exe().map_err(io_problem("find the agent's own program".to_owned()))?;
     start_program(&program, place, options)
 }
 
@@ -139,7 +139,9 @@ pub fn start_program(
 // The supervisor's last line is its problem in JSON, if it could say one.
 fn said(log_path: &Path, from: u64) -> Problem {
     let log = std::fs::read(log_path).unwrap_or_default();
-    let new = log.get(usize::try_from(from).unwrap_or(0)..).unwrap_or_default();
+    let new = log
+        .get(usize::try_from(from).unwrap_or(0)..)
+        .unwrap_or_default();
     let text = String::from_utf8_lossy(new);
     let told = text
         .lines()
@@ -175,7 +177,10 @@ pub fn stop(place: &SessionPlace) -> Result<(), Problem> {
         }
         std::thread::sleep(POLL_EVERY);
     }
-    unmount(place).map_err(io_problem(format!("unmount {}", place.mount_point().display())))?;
+    unmount(place).map_err(io_problem(format!(
+        "unmount {}",
+        place.mount_point().display()
+    )))?;
     std::fs::remove_file(place.agent_socket()).ok();
     Ok(())
 }
@@ -222,7 +227,10 @@ fn take_lock(place: &SessionPlace) -> Result<File, Problem> {
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
         problem(
             ErrorCode::CacheInUse,
-            format!("another supervisor uses the write cache {}", directory.display()),
+            format!(
+                "another supervisor uses the write cache {}",
+                directory.display()
+            ),
             "unmount the session first",
         )
     })?;
@@ -260,8 +268,14 @@ fn mount(spec: &SuperviseSpec) -> Result<Kept, Problem> {
     );
     let options = std::ffi::CString::new(options).unwrap_or_default();
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
-    rustix::mount::mount("pginstant", &point, "fuse.pginstant", flags, options.as_c_str())
-        .map_err(|error| unavailable(error.into()))?;
+    rustix::mount::mount(
+        "pginstant",
+        &point,
+        "fuse.pginstant",
+        flags,
+        options.as_c_str(),
+    )
+    .map_err(|error| unavailable(error.into()))?;
     let keep = || -> io::Result<Kept> {
         let mut init = vec![0; INIT_BYTES_MAX];
         let count = (&device).read(&mut init)?;
@@ -324,8 +338,8 @@ async fn keep_worker(spec: &SuperviseSpec, kept: &mut Kept) -> Result<(), Proble
     loop {
         starts += 1;
         let started_at = Instant::now();
-        let mut worker = spawn_worker(spec, kept, starts)
-            .map_err(io_problem("start the worker".to_owned()))?;
+        let mut worker =
+            spawn_worker(spec, kept, starts).map_err(io_problem("start the worker".to_owned()))?;
         // Taken out, for waiting would close it, and its end tells the worker to end.
         let input = worker.stdin.take();
         let ended = tokio::select! {
@@ -336,7 +350,10 @@ async fn keep_worker(spec: &SuperviseSpec, kept: &mut Kept) -> Result<(), Proble
         let Some(ended) = ended else {
             // The end of its input tells it to make everything durable and to end.
             drop(input);
-            if tokio::time::timeout(FINISH_LIMIT, worker.wait()).await.is_err() {
+            if tokio::time::timeout(FINISH_LIMIT, worker.wait())
+                .await
+                .is_err()
+            {
                 tracing::error!("the worker does not finish and is killed");
                 worker.start_kill().ok();
                 worker.wait().await.ok();
@@ -381,7 +398,6 @@ fn spawn_worker(
         .kill_on_drop(true)
         .spawn()
 }
-
 
 /// The subcommand `supervise`. Its last line on stderr is the problem in JSON, for whoever started it.
 #[expect(clippy::print_stderr, reason = "the starter reads it")]

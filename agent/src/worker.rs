@@ -1,7 +1,7 @@
 //! The process that serves a mount. It may be killed at any moment: its successor goes on.
 
-pub mod client;
 mod attach;
+pub mod client;
 mod control;
 
 use std::fs::File;
@@ -91,7 +91,11 @@ pub fn run(spec: WorkerSpec) -> anyhow::Result<()> {
     if shared.spec.starts > 1 {
         attach::ask_for_resend(device.as_fd());
     }
-    tracing::info!(starts = shared.spec.starts, device = device.as_raw_fd(), "serving");
+    tracing::info!(
+        starts = shared.spec.starts,
+        device = device.as_raw_fd(),
+        "serving"
+    );
     session.run().context("serve")?;
     store.sync_everything().context("make everything durable")
 }

@@ -42,7 +42,11 @@ fn make_files(directory: &Path) {
     fs::create_dir(directory.join("d")).unwrap();
     for (number, size) in SIZES.into_iter().enumerate() {
         fs::write(directory.join(format!("f{number}")), random.bytes(size)).unwrap();
-        fs::write(directory.join("d").join(format!("g{number}")), random.bytes(size / 2)).unwrap();
+        fs::write(
+            directory.join("d").join(format!("g{number}")),
+            random.bytes(size / 2),
+        )
+        .unwrap();
     }
     std::os::unix::fs::symlink("f3", directory.join("link")).unwrap();
 }
@@ -165,7 +169,10 @@ fn operate(root: &Path, seed: u64) -> String {
             };
             told(copy())
         }
-        _ => told(fs::metadata(&path).map(|stat| (stat.is_dir(), if stat.is_dir() { 0 } else { stat.len() }))),
+        _ => told(
+            fs::metadata(&path)
+                .map(|stat| (stat.is_dir(), if stat.is_dir() { 0 } else { stat.len() })),
+        ),
     };
     format!("{what} {name} {offset} {length}: {result}")
 }
@@ -189,7 +196,11 @@ fn compare_with_native(passthrough: bool, small_file_bytes: u64, seed: u64, roun
             let (wanted, got) = (operate(&native, choice), operate(&fixture.data(), choice));
             assert_eq!(got, wanted, "seed {seed}, round {round}, step {step}");
         }
-        assert_eq!(contents(&fixture.data()), contents(&native), "seed {seed}, round {round}");
+        assert_eq!(
+            contents(&fixture.data()),
+            contents(&native),
+            "seed {seed}, round {round}"
+        );
         match random.below(4) {
             0 => fixture.kill_worker(),
             1 => {
@@ -198,9 +209,17 @@ fn compare_with_native(passthrough: bool, small_file_bytes: u64, seed: u64, roun
             }
             _ => {}
         }
-        assert_eq!(contents(&fixture.data()), contents(&native), "seed {seed}, round {round}, after");
+        assert_eq!(
+            contents(&fixture.data()),
+            contents(&native),
+            "seed {seed}, round {round}, after"
+        );
     }
-    assert_eq!(contents(&fixture.backup()), untouched, "the backup is never modified");
+    assert_eq!(
+        contents(&fixture.backup()),
+        untouched,
+        "the backup is never modified"
+    );
 }
 
 #[test]
@@ -257,7 +276,10 @@ fn a_request_that_is_sent_again_to_a_new_worker_is_carried_out_once() {
     }
     stop.store(true, Ordering::Relaxed);
     let rounds: Vec<u64> = threads.into_iter().map(|t| t.join().unwrap()).collect();
-    println!("{rounds:?} rounds, {} workers", fixture.status().worker_starts);
+    println!(
+        "{rounds:?} rounds, {} workers",
+        fixture.status().worker_starts
+    );
     assert!(rounds.iter().all(|count| *count > 0));
     assert!(fixture.status().worker_starts > 10);
 }
@@ -277,7 +299,13 @@ fn a_second_supervisor_on_one_cache_is_refused() {
     assert!(said.contains("cache_in_use"), "{said}");
     assert_eq!(fixture.status().supervisor_pid, status.supervisor_pid);
     // Starting again finds it running.
-    assert_eq!(fixture.mount(&MountOptions::default()).unwrap().supervisor_pid, status.supervisor_pid);
+    assert_eq!(
+        fixture
+            .mount(&MountOptions::default())
+            .unwrap()
+            .supervisor_pid,
+        status.supervisor_pid
+    );
 }
 
 #[test]
@@ -287,13 +315,20 @@ fn reads_wait_for_the_mount_server_and_what_is_cached_goes_on() {
     fixture.mount(&MountOptions::default()).unwrap();
     let cached = fs::read(fixture.data().join("f3")).unwrap();
     fixture.stop_serving();
-    wait_for("detached", Duration::from_secs(5), || !fixture.status().base_attached);
+    wait_for("detached", Duration::from_secs(5), || {
+        !fixture.status().base_attached
+    });
     let path = fixture.data().join("f8");
     let reader = std::thread::spawn(move || fs::read(path).unwrap());
-    wait_for("a read waits", Duration::from_secs(5), || fixture.status().base_waiting_s.is_some());
+    wait_for("a read waits", Duration::from_secs(5), || {
+        fixture.status().base_waiting_s.is_some()
+    });
     assert_eq!(fs::read(fixture.data().join("f3")).unwrap(), cached);
     fs::write(fixture.data().join("new"), b"local").unwrap();
-    File::open(fixture.data().join("new")).unwrap().sync_all().unwrap();
+    File::open(fixture.data().join("new"))
+        .unwrap()
+        .sync_all()
+        .unwrap();
     fs::metadata(fixture.data().join("f7")).unwrap();
     assert!(!reader.is_finished());
     fixture.serve();
@@ -310,7 +345,10 @@ fn a_read_fails_when_nobody_answers_for_too_long() {
     };
     fixture.mount(&options).unwrap();
     let error = fs::read(fixture.data().join("f8")).unwrap_err();
-    assert_eq!(error.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
+    assert_eq!(
+        error.raw_os_error(),
+        Some(rustix::io::Errno::IO.raw_os_error())
+    );
 }
 
 #[test]
@@ -318,7 +356,10 @@ fn what_was_written_and_not_flushed_is_there_after_unmounting() {
     let mut fixture = Fixture::new("root", make_files);
     fixture.serve();
     fixture.mount(&MountOptions::default()).unwrap();
-    let partly = File::options().write(true).open(fixture.data().join("f8")).unwrap();
+    let partly = File::options()
+        .write(true)
+        .open(fixture.data().join("f8"))
+        .unwrap();
     partly.write_all_at(b"changed", 700_000).unwrap();
     drop(partly);
     fs::write(fixture.data().join("conf"), b"a = b").unwrap();
@@ -339,7 +380,11 @@ fn a_file_that_is_open_lives_on_without_a_name_over_a_workers_death() {
     fixture.serve();
     fixture.mount(&MountOptions::default()).unwrap();
     let own = File::create_new(fixture.data().join("own")).unwrap();
-    let theirs = File::options().read(true).write(true).open(fixture.data().join("f7")).unwrap();
+    let theirs = File::options()
+        .read(true)
+        .write(true)
+        .open(fixture.data().join("f7"))
+        .unwrap();
     own.write_all_at(b"own", 0).unwrap();
     theirs.write_all_at(b"theirs", 8190).unwrap();
     for name in ["own", "f7"] {
@@ -362,7 +407,9 @@ fn a_file_that_is_open_lives_on_without_a_name_over_a_workers_death() {
     drop((own, theirs));
     let data = fixture.place.cache_directory().join("data");
     let unnamed = || fs::read_dir(&data).unwrap().count();
-    wait_for("the space is freed", Duration::from_secs(5), || unnamed() == 0);
+    wait_for("the space is freed", Duration::from_secs(5), || {
+        unnamed() == 0
+    });
 }
 
 #[test]
@@ -376,7 +423,9 @@ fn a_slow_backup_delays_neither_a_flush_nor_a_stat() {
             std::thread::spawn(move || fs::read(path).unwrap())
         })
         .collect();
-    wait_for("reads are under way", Duration::from_secs(5), || fixture.status().base_attached);
+    wait_for("reads are under way", Duration::from_secs(5), || {
+        fixture.status().base_attached
+    });
     let began = Instant::now();
     let mut file = File::create_new(fixture.data().join("wal")).unwrap();
     for _ in 0..10 {
@@ -384,7 +433,11 @@ fn a_slow_backup_delays_neither_a_flush_nor_a_stat() {
         file.sync_all().unwrap();
         fs::metadata(fixture.data().join("d/g4")).unwrap();
     }
-    assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_millis(1500),
+        "{:?}",
+        began.elapsed()
+    );
     for reader in readers {
         reader.join().unwrap();
     }

@@ -44,7 +44,11 @@ impl Catalog {
         let (records, good) = record::decode(&bytes);
         let good = good as u64;
         if good < size {
-            tracing::warn!(good, size, "the catalog ends in a torn record, which is cut off");
+            tracing::warn!(
+                good,
+                size,
+                "the catalog ends in a torn record, which is cut off"
+            );
             file.set_size(good)?;
         }
         file.sync_data()?;

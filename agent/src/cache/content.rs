@@ -1,5 +1,6 @@
 //! What is in files: reads and writes over the backup, truncation, allocation, flushes.
 
+use std::borrow::Cow;
 use std::io;
 use std::sync::{Arc, PoisonError};
 
@@ -53,6 +54,19 @@ const RANGES_MAX: usize = 50_000;
 const SEEK_DATA: i32 = 3;
 /// Longest copy in one request, so that other requests do not wait.
 const COPY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+// The bytes at this length: cut, or with zeros behind.
+fn padded(bytes: &[u8], length: u64) -> Cow<'_, [u8]> {
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    match bytes.get(..length) {
+        Some(bytes) => Cow::Borrowed(bytes),
+        None => {
+            let mut bytes = bytes.to_vec();
+            bytes.resize(length, 0);
+            Cow::Owned(bytes)
+        }
+    }
+}
+
 const KEEP_SIZE: u32 = 1;
 const PUNCH_HOLE: u32 = 2;
 const ZERO_RANGE: u32 = 16;
@@ -155,7 +169,9 @@ impl Store {
                     .iter_mut()
                     .skip(usize::try_from((at + cut_front) - offset).unwrap_or(usize::MAX)),
             ) {
-                let source = usize::try_from(index).ok().and_then(|index| from.get(index));
+                let source = usize::try_from(index)
+                    .ok()
+                    .and_then(|index| from.get(index));
                 *target = source.copied().unwrap_or(0);
             }
         }
@@ -188,8 +204,11 @@ impl Store {
             let Some(bytes) = fetched.granule(from, run_end - from * GRANULE_BYTES) else {
                 break;
             };
+            // Whole granules: behind the backup's part a lost write may have left something on the disk.
+            let padded_end = (granule * GRANULE_BYTES).min(state.size);
+            let bytes = padded(bytes, padded_end - from * GRANULE_BYTES);
             let file = self.data_file(node, &mut state)?;
-            file.write_at(bytes, from * GRANULE_BYTES)?;
+            file.write_at(&bytes, from * GRANULE_BYTES)?;
             self.note_present(node.ino, &mut state, from..granule, 0)?;
         }
         Ok(())
@@ -232,7 +251,7 @@ impl Store {
             state.dirty = true;
             return Ok(Outcome::Done(()));
         }
-        let mut image = std::borrow::Cow::Borrowed(bytes);
+        let mut image = Cow::Borrowed(bytes);
         let mut image_offset = offset;
         for edge in self.edges(&state, offset, end) {
             let base_length = state.base.map_or(0, |base| base.length);
@@ -245,10 +264,10 @@ impl Store {
                 return need.map(Outcome::Needs).ok_or_else(|| error(Errno::IO));
             };
             let image = image.to_mut();
+            let length = GRANULE_BYTES.min(state.size - at);
+            let content = padded(content, length);
             if at < offset && edge == offset / GRANULE_BYTES {
-                let head = usize::try_from((offset - at).min(length)).map_err(io::Error::other)?;
-                let mut joined = content.get(..head).unwrap_or_default().to_vec();
-                joined.resize(usize::try_from(offset - at).map_err(io::Error::other)?, 0);
+                let mut joined = padded(&content, offset - at).into_owned();
                 joined.extend_from_slice(image);
                 *image = joined;
                 image_offset = at;
@@ -272,14 +291,14 @@ impl Store {
 
     // Granules of the backup's part that the range covers only in part and that are not here.
     fn edges(&self, state: &NodeState, offset: u64, end: u64) -> Vec<u64> {
-        let Some(base) = state.base else {
+        if state.base.is_none() {
             return Vec::new();
-        };
+        }
         let (first, last) = (offset / GRANULE_BYTES, (end - 1) / GRANULE_BYTES);
         let mut edges = Vec::new();
         let partly = |granule: u64| {
             let from = granule * GRANULE_BYTES;
-            let to = (from + GRANULE_BYTES).min(base.length);
+            let to = (from + GRANULE_BYTES).min(state.size);
             !state.is_here(granule) && (offset > from || end < to)
         };
         if partly(first) {
@@ -334,7 +353,13 @@ impl Store {
         length: u64,
         fetched: Option<&Fetched>,
     ) -> io::Result<Outcome<()>> {
-        let known = [0, KEEP_SIZE, PUNCH_HOLE | KEEP_SIZE, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE];
+        let known = [
+            0,
+            KEEP_SIZE,
+            PUNCH_HOLE | KEEP_SIZE,
+            ZERO_RANGE,
+            ZERO_RANGE | KEEP_SIZE,
+        ];
         if !known.contains(&mode) {
             return Err(error(Errno::OPNOTSUPP));
         }
@@ -404,7 +429,11 @@ impl Store {
         if from >= state.size {
             return Err(error(Errno::NXIO));
         }
-        let found = if whence == SEEK_DATA { from } else { state.size };
+        let found = if whence == SEEK_DATA {
+            from
+        } else {
+            state.size
+        };
         i64::try_from(found).map_err(io::Error::other)
     }
 
@@ -477,7 +506,8 @@ impl Store {
         if let Err(failure) = result {
             // The kernel may have dropped what it could not write: nothing can be promised any more.
             state.failed = true;
-            self.runtime.append(&RuntimeRecord::Failed { ino: node.ino })?;
+            self.runtime
+                .append(&RuntimeRecord::Failed { ino: node.ino })?;
             return Err(failure);
         }
         if unnamed {
@@ -488,7 +518,10 @@ impl Store {
             let committed = self.append_commit(node.ino, size, modified_at, &state);
             let committing = std::mem::take(&mut state.committing);
             match committed {
-                Ok(position) => state.position = position,
+                Ok(position) => {
+                    state.position = position;
+                    state.size_in_catalog = size;
+                }
                 Err(failure) => {
                     for (first, count) in committing.ranges() {
                         state.uncommitted.insert_range(first..first + count);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::answered::Answered;
 use super::node::Node;
-use super::record::{Attributes, BasePart, NodeKind, NodeRecord, Nanoseconds, Record};
+use super::record::{Attributes, BasePart, Nanoseconds, NodeKind, NodeRecord, Record};
 use super::tree::{Tree, TreeNode, TreeNodeKind};
 use super::{Ino, ROOT};
 
@@ -106,6 +106,7 @@ impl Namespace {
                 length: size_bytes,
             });
             state.size = size_bytes;
+            state.size_in_catalog = size_bytes;
         }
         let node = Arc::new(node);
         self.nodes.insert(ino, node.clone());
@@ -303,11 +304,14 @@ impl Namespace {
                     let mut state = node.lock();
                     if state.base.is_some() {
                         state.size = *size;
+                        state.size_in_catalog = *size;
                         state.cut = None;
                         state.attributes.modified_at = *modified_at;
                         let limit = state.base_granules();
                         for &(first, count) in present {
-                            state.present.insert_range(first..(first + count).min(limit));
+                            state
+                                .present
+                                .insert_range(first..(first + count).min(limit));
                         }
                     }
                 }
@@ -341,6 +345,7 @@ impl Namespace {
         state.links = record.links;
         state.base = record.base;
         state.size = record.size;
+        state.size_in_catalog = record.size;
         state.cut = record.cut;
         for &(first, count) in &record.present {
             state.present.insert_range(first..first + count);

@@ -34,6 +34,8 @@ pub struct NodeState {
     pub base: Option<BasePart>,
     /// Size, where there is a base part.
     pub size: u64,
+    /// Size that a power cut leaves.
+    pub size_in_catalog: u64,
     /// Smallest size since the data file was last synced: the data file is cut to it before it is used again.
     pub cut: Option<u64>,
     /// Granules that are in the data file.
@@ -89,6 +91,7 @@ impl Node {
                 links: 1,
                 base: None,
                 size: 0,
+                size_in_catalog: 0,
                 cut: None,
                 present: Presence::default(),
                 uncommitted: Presence::default(),
@@ -161,8 +164,10 @@ impl NodeState {
         self.present.remove_from(granules);
         self.uncommitted.remove_from(granules);
         self.committing.remove_from(granules);
-        self.cut = Some(self.cut.map_or(size, |cut| cut.min(size)));
+        // Also where it grows: on the disk there may be a lost write's bytes behind the old end.
+        self.cut = Some(self.cut.unwrap_or(self.size_in_catalog).min(size));
         self.size = size;
+        self.size_in_catalog = size;
     }
 
     /// Granules that a power cut leaves.

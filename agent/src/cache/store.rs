@@ -9,7 +9,7 @@ use super::catalog::Catalog;
 use super::disk::{Disk, DiskName};
 use super::namespace::{Namespace, Owner, attributes_in_tree};
 use super::node::{Node, NodeState, Opens};
-use super::record::{Attributes, NodeKind, Nanoseconds, Record, RuntimeRecord};
+use super::record::{Attributes, Nanoseconds, NodeKind, Record, RuntimeRecord};
 use super::runtime::Runtime;
 use super::tree::{Tree, TreeNodeKind};
 
@@ -141,12 +141,13 @@ impl Store {
                 // What the predecessor did not flush is still to be flushed.
                 state.dirty = true;
                 state.unnamed = true;
-                state.settled = true;
             }
         } else {
             store.disk.sync_all()?;
             store.append(&[Record::Mounted])?;
-            store.runtime.append(&RuntimeRecord::Cut { ino: 0, size: 0 })?;
+            store
+                .runtime
+                .append(&RuntimeRecord::Cut { ino: 0, size: 0 })?;
             store.names().apply(&Record::Mounted);
             store.remove_strays()?;
         }
@@ -170,7 +171,8 @@ impl Store {
                 self.disk.remove(DiskName::Data(ino))?;
             }
         }
-        Ok(())
+        // Their numbers are given again: a stray must not come back under its number.
+        self.disk.sync_data_names()
     }
 
     fn log_and_apply(&self, names: &mut Namespace, record: Record) -> io::Result<()> {
@@ -228,7 +230,9 @@ impl Store {
         }
         let node = self.tree.node(ino).ok_or_else(|| error(Errno::NOENT))?;
         let (kind, size, links) = match node.kind {
-            TreeNodeKind::Directory => (NodeKind::Directory, 4096, 2 + names.subdirectory_count(ino)),
+            TreeNodeKind::Directory => {
+                (NodeKind::Directory, 4096, 2 + names.subdirectory_count(ino))
+            }
             TreeNodeKind::File { size_bytes, .. } => (NodeKind::File, size_bytes, 1),
             TreeNodeKind::Symlink(target) => {
                 (NodeKind::Symlink(target.to_owned()), target.len() as u64, 1)
@@ -581,6 +585,8 @@ fn replay(names: &mut Namespace, record: &RuntimeRecord) {
         } => {
             if let Some(node) = names.node(*ino) {
                 let mut state = node.lock();
+                // Whoever wrote has made the data file agree with the catalog before.
+                state.settled = true;
                 if state.base.is_some() {
                     state.mark_present(*first, *count);
                     state.size = *size;
@@ -594,8 +600,12 @@ fn replay(names: &mut Namespace, record: &RuntimeRecord) {
         RuntimeRecord::Cut { ino, size } => {
             if let Some(node) = names.node(*ino) {
                 let mut state = node.lock();
+                state.settled = true;
                 if state.base.is_some() {
+                    // The catalog knows better what a power cut leaves: it may have been told more since.
+                    let durable = (state.size_in_catalog, state.cut);
                     state.resize(*size);
+                    (state.size_in_catalog, state.cut) = durable;
                 }
             }
         }

@@ -275,17 +275,22 @@ impl Builder {
             starts,
             children: Vec::new(),
         };
-        let mut children: Vec<u32> = (1..u32::try_from(count).map_err(|e| e.to_string())?).collect();
+        let mut children: Vec<u32> =
+            (1..u32::try_from(count).map_err(|e| e.to_string())?).collect();
         let parent_of = |place: u32| self.parents.get(place as usize).copied().unwrap_or(0);
         children.sort_unstable_by(|&a, &b| {
             let names = || tree.name_of(a).cmp(tree.name_of(b));
             parent_of(a).cmp(&parent_of(b)).then_with(names)
         });
-        let twice = children.iter().zip(children.iter().skip(1)).find(|&(&a, &b)| {
-            parent_of(a) == parent_of(b) && tree.name_of(a) == tree.name_of(b)
-        });
+        let twice = children
+            .iter()
+            .zip(children.iter().skip(1))
+            .find(|&(&a, &b)| parent_of(a) == parent_of(b) && tree.name_of(a) == tree.name_of(b));
         if let Some((&place, _)) = twice {
-            return Err(format!("{:?} comes twice in its directory", tree.name_of(place)));
+            return Err(format!(
+                "{:?} comes twice in its directory",
+                tree.name_of(place)
+            ));
         }
         tree.children = children;
         tree.names.shrink_to_fit();
@@ -337,11 +342,19 @@ pub fn write_chunk(
         options.write(true).create(true).truncate(true);
     }
     let mut file = options.open(&new).map_err(|e| failed("open the file", e))?;
-    let mut bytes = if chunk == 0 { vec![0; HEAD_BYTES] } else { Vec::new() };
+    let mut bytes = if chunk == 0 {
+        vec![0; HEAD_BYTES]
+    } else {
+        Vec::new()
+    };
     for entry in entries {
-        bytes.extend(postcard::to_stdvec(entry).map_err(|e| failed("encode an entry", io::Error::other(e)))?);
+        bytes.extend(
+            postcard::to_stdvec(entry)
+                .map_err(|e| failed("encode an entry", io::Error::other(e)))?,
+        );
     }
-    file.write_all(&bytes).map_err(|e| failed("write a chunk", e))?;
+    file.write_all(&bytes)
+        .map_err(|e| failed("write a chunk", e))?;
     let Some(finish) = finish else {
         return Ok(());
     };
@@ -360,7 +373,10 @@ fn finish_file(place: &SessionPlace, finish: TreeFinish) -> io::Result<Result<()
     if hash != finish.hash {
         return Ok(Err(Problem::new(
             ErrorCode::Internal,
-            format!("the tree arrived with hash {hash:08x} instead of {:08x}", finish.hash),
+            format!(
+                "the tree arrived with hash {hash:08x} instead of {:08x}",
+                finish.hash
+            ),
             "hand the tree over again from its first chunk",
         )));
     }
@@ -370,7 +386,10 @@ fn finish_file(place: &SessionPlace, finish: TreeFinish) -> io::Result<Result<()
     {
         return Ok(Err(Problem::new(
             ErrorCode::CacheInUse,
-            format!("the write cache in {} belongs to another tree", directory.display()),
+            format!(
+                "the write cache in {} belongs to another tree",
+                directory.display()
+            ),
             "remove the session, or publish the backup that it was made with",
         )));
     }

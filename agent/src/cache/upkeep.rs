@@ -28,7 +28,8 @@ impl Store {
     /// Rewrites the runtime journal to what is still true.
     pub fn sum_up_runtime(&self) -> io::Result<()> {
         self.runtime.begin_compaction();
-        self.runtime.sum_up(&[RuntimeRecord::Cut { ino: 0, size: 0 }]);
+        self.runtime
+            .sum_up(&[RuntimeRecord::Cut { ino: 0, size: 0 }]);
         for node in self.all_touched() {
             let state = node.lock();
             let mut records = Vec::new();
@@ -44,19 +45,21 @@ impl Store {
             if state.failed {
                 records.push(RuntimeRecord::Failed { ino: node.ino });
             }
-            if state.base.is_some() {
+            if state.base.is_some() && state.settled {
                 let mut volatile = state.uncommitted.ranges();
                 volatile.extend(state.committing.ranges());
                 volatile.push((0, 0));
-                records.extend(volatile.into_iter().map(|(first, count)| {
-                    RuntimeRecord::Present {
-                        ino: node.ino,
-                        first,
-                        count,
-                        size: state.size,
-                        modified_at: state.attributes.modified_at,
-                    }
-                }));
+                records.extend(
+                    volatile
+                        .into_iter()
+                        .map(|(first, count)| RuntimeRecord::Present {
+                            ino: node.ino,
+                            first,
+                            count,
+                            size: state.size,
+                            modified_at: state.attributes.modified_at,
+                        }),
+                );
             }
             self.runtime.sum_up(&records);
         }
@@ -75,7 +78,7 @@ impl Store {
                 attributes: state.attributes,
                 links: state.links,
                 base: state.base,
-                size: state.size,
+                size: state.size_in_catalog,
                 cut: state.cut,
                 present: state.durable().ranges(),
             })]);

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{FileAttr, FileType, INodeNo};
 
-use crate::cache::record::{NodeKind, Nanoseconds};
+use crate::cache::record::{Nanoseconds, NodeKind};
 use crate::cache::store::Facts;
 
 /// The kernel's word for what a node is.

@@ -224,7 +224,9 @@ impl MountFs {
                     None => {
                         let file = self.store().data_file(node, &mut state).map_err(errno)?;
                         let descriptor = file.descriptor();
-                        descriptor.and_then(|fd| register(fd).ok()).map(BackingId::into_raw)
+                        descriptor
+                            .and_then(|fd| register(fd).ok())
+                            .map(BackingId::into_raw)
                     }
                 };
                 if let Some(id) = backing {
@@ -289,7 +291,10 @@ impl Filesystem for MountFs {
         config.set_max_background(64).ok();
         let outcome = if !self.parts.passthrough {
             Err("switched off by the settings".to_owned())
-        } else if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_err() {
+        } else if config
+            .add_capabilities(InitFlags::FUSE_PASSTHROUGH)
+            .is_err()
+        {
             Err("the kernel is older than 6.9 or built without FUSE passthrough".to_owned())
         } else {
             config.set_max_stack_depth(1).ok();
@@ -663,9 +668,7 @@ impl Filesystem for MountFs {
         reply: ReplyEmpty,
     ) {
         let known = is_resent(req) && self.store().is_answered_open(unique(req));
-        if !known
-            && let Ok(node) = self.store().node(ino.0)
-        {
+        if !known && let Ok(node) = self.store().node(ino.0) {
             let passthrough = fh.0 & PASSTHROUGH_HANDLE != 0;
             match self.store().released(&node, passthrough, unique(req)) {
                 Ok(Some(backing)) => {
@@ -746,9 +749,7 @@ impl Filesystem for MountFs {
         {
             let attributes = file_attributes(&facts);
             for (number, name) in [(1, "."), (2, "..")] {
-                if offset < number
-                    && reply.add(ino, number, name, &TTL, &attributes, GENERATION)
-                {
+                if offset < number && reply.add(ino, number, name, &TTL, &attributes, GENERATION) {
                     return reply.ok();
                 }
             }
@@ -766,7 +767,14 @@ impl Filesystem for MountFs {
             };
             let attributes = file_attributes(&facts);
             let ino = INodeNo(facts.ino);
-            if reply.add(ino, listed.cookie, &listed.name, &TTL, &attributes, GENERATION) {
+            if reply.add(
+                ino,
+                listed.cookie,
+                &listed.name,
+                &TTL,
+                &attributes,
+                GENERATION,
+            ) {
                 break;
             }
         }
@@ -833,8 +841,9 @@ impl Filesystem for MountFs {
             Ok(Outcome::Done(())) => reply.ok(),
             Ok(Outcome::Needs(_)) => {
                 let transfer = self.parts.transfer.clone();
-                self.pool
-                    .run(move || Self::empty(reply, transfer.allocate(&node, mode, offset, length)));
+                self.pool.run(move || {
+                    Self::empty(reply, transfer.allocate(&node, mode, offset, length))
+                });
             }
             Err(error) => reply.error(errno(error)),
         }
@@ -878,7 +887,8 @@ impl Filesystem for MountFs {
         let copy = || {
             let from = self.store().node(ino_in.0)?;
             let to = self.store().node(ino_out.0)?;
-            self.store().copy_range((&from, offset_in), (&to, offset_out), len)
+            self.store()
+                .copy_range((&from, offset_in), (&to, offset_out), len)
         };
         match copy() {
             Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),

@@ -52,7 +52,10 @@ impl Pool {
 
 fn work(receiver: &Mutex<Receiver<Job>>) {
     loop {
-        let received = receiver.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let received = receiver
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .recv();
         match received {
             Ok(job) => job(),
             Err(_) => return,

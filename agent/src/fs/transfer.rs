@@ -176,7 +176,11 @@ impl Transfer {
                 error(Errno::IO)
             })?;
             if more.is_empty() {
-                tracing::error!(file = need.file, offset, "the backup's file is shorter than its tree says");
+                tracing::error!(
+                    file = need.file,
+                    offset,
+                    "the backup's file is shorter than its tree says"
+                );
                 return Err(error(Errno::IO));
             }
             bytes.extend_from_slice(&more);

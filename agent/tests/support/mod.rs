@@ -101,7 +101,9 @@ impl Fixture {
     }
 
     pub(crate) fn status(&self) -> MountStatus {
-        client::status(&self.place).unwrap().expect("the worker answers")
+        client::status(&self.place)
+            .unwrap()
+            .expect("the worker answers")
     }
 
     /// Serves pages from now on, over new connections after the worker's restarts too.
@@ -177,7 +179,11 @@ fn scan(root: &Path, directory: &Path, entries: &mut Vec<TreeEntry>, files: &mut
             TreeEntryKind::Directory
         } else if stat.is_symlink() {
             TreeEntryKind::Symlink {
-                target: std::fs::read_link(&path).unwrap().to_str().unwrap().to_owned(),
+                target: std::fs::read_link(&path)
+                    .unwrap()
+                    .to_str()
+                    .unwrap()
+                    .to_owned(),
             }
         } else {
             files.push(path.clone());
@@ -187,7 +193,12 @@ fn scan(root: &Path, directory: &Path, entries: &mut Vec<TreeEntry>, files: &mut
             }
         };
         entries.push(TreeEntry {
-            path: path.strip_prefix(root).unwrap().to_str().unwrap().to_owned(),
+            path: path
+                .strip_prefix(root)
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned(),
             kind: kind.clone(),
             mode: stat.mode() & 0o7777,
             modified_at_s: stat.mtime(),
