@@ -5,4 +5,5 @@ pub mod leftovers;
 pub mod postgres;
 pub mod programs;
 pub mod system;
+pub mod tree_hash;
 pub mod wait;

@@ -121,8 +121,9 @@ fn modules_are_named_files_and_never_mod_rs() {
 #[test]
 fn every_todo_has_an_issue_number() {
     let findings = lines_that(|line| {
-        let number_follows =
-            |rest: &str| rest.starts_with("(#") && rest[2..].starts_with(|c: char| c.is_ascii_digit());
+        let number_follows = |rest: &str| {
+            rest.starts_with("(#") && rest[2..].starts_with(|c: char| c.is_ascii_digit())
+        };
         ["TODO", "FIXME", "XXX"]
             .iter()
             .filter_map(|word| line.split_once(word))
@@ -195,7 +196,10 @@ fn every_configuration_key_is_documented() {
     for path in sources {
         let text = read(&path);
         let mut in_struct = false;
-        for line in text.lines().take_while(|line| !line.contains("#[cfg(test)]")) {
+        for line in text
+            .lines()
+            .take_while(|line| !line.contains("#[cfg(test)]"))
+        {
             if line.starts_with("pub struct ") && line.ends_with('{') {
                 in_struct = true;
             } else if line.starts_with('}') {
