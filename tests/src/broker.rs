@@ -38,7 +38,7 @@ pub const PROGRAMS_VARIABLE: &str = "PGINSTANT_TEST_RABBITMQ";
 /// Reads process groups to kill, the last line counts; at the end of the pipe kills them and removes the directory.
 const WATCHDOG: &str = r#"
 while read -r line; do groups=$line; done
-for group in $groups; do kill -KILL -- "-$group" 2>/dev/null; done
+for group in $groups; do kill -KILL "-$group" 2>/dev/null; done
 tries=0
 while [ -d "$1" ] && [ $tries -lt 50 ]; do rm -rf "$1" 2>/dev/null || sleep 0.1; tries=$((tries + 1)); done
 "#;
@@ -198,6 +198,25 @@ impl TestBroker {
         fs::read_to_string(self.path("log/broker.log")).unwrap_or_default()
     }
 
+    /// The errors in the broker's log that contain none of the expected texts. An entry may have several lines.
+    pub fn unexpected_errors(&self, expected: &[&str]) -> Vec<String> {
+        let mut entries: Vec<String> = Vec::new();
+        for line in self.log().lines() {
+            match entries.last_mut() {
+                // Lines of one entry have one beginning: time, level and process.
+                Some(entry) if same_entry(entry, line) => {
+                    entry.push('\n');
+                    entry.push_str(line);
+                }
+                _ => entries.push(line.to_owned()),
+            }
+        }
+        entries.retain(|entry| {
+            entry.contains(" [error] ") && !expected.iter().any(|text| entry.contains(text))
+        });
+        entries
+    }
+
     /// The port for AMQP, on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.ports.amqp
@@ -343,8 +362,10 @@ impl Drop for TestBroker {
             Some(&mut self.epmd),
             self.server.as_mut(),
         ];
-        for child in children.into_iter().flatten() {
-            if let Err(error) = child.wait() {
+        for (at, child) in children.into_iter().flatten().enumerate() {
+            // Should the watchdog have failed, a test must still not wait for ever.
+            let killed = if at > 0 { child.kill() } else { Ok(()) };
+            if let Err(error) = killed.and_then(|()| child.wait()) {
                 eprintln_once(&format!("a process of the test broker: {error}"));
             }
         }
@@ -357,6 +378,11 @@ impl Drop for TestBroker {
 )]
 fn eprintln_once(text: &str) {
     eprintln!("{text}");
+}
+
+fn same_entry(entry: &str, line: &str) -> bool {
+    let head = |text: &str| text.split_once('>').map(|(head, _)| head.to_owned());
+    head(entry).is_some() && head(entry) == head(line)
 }
 
 fn pid(child: &Child) -> anyhow::Result<Pid> {
