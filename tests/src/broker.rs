@@ -29,6 +29,7 @@ pub const HEARTBEAT_S: u16 = 2;
 
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
+const INFANCY: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Where RabbitMQ's own programs are; the wrappers in `sbin` change the user and the home directory.
 const PROGRAM_DIRECTORIES: [&str; 2] = ["/usr/lib/rabbitmq/bin", "/opt/rabbitmq/sbin"];
@@ -62,6 +63,7 @@ pub struct TestBroker {
     epmd: Child,
     server: Option<Child>,
     watchdog: Child,
+    made_at: Instant,
     // Removed by the watchdog, and by its own guard if that failed.
     directory: TempDir,
 }
@@ -142,9 +144,11 @@ impl TestBroker {
             epmd,
             server: None,
             watchdog,
+            made_at: Instant::now(),
             directory,
         };
         broker.boot().await?;
+        broker.made_at = Instant::now();
         Ok(broker)
     }
 
@@ -179,7 +183,8 @@ impl TestBroker {
                 bail!("the broker ended with {status}: {}", self.console());
             }
             if Instant::now() > deadline {
-                bail!("the broker did not boot: {last}: {}", self.console());
+                let errors = self.unexpected_errors(&[]);
+                bail!("the broker did not boot: {last}: {errors:#?}");
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -256,8 +261,10 @@ impl TestBroker {
         bus.context("open the bus")
     }
 
-    /// `kill -9`.
-    pub fn kill(&mut self) -> anyhow::Result<()> {
+    /// `kill -9`. RabbitMQ 3.10 needs a moment after the first declaration of a stream until its coordinator would survive
+    /// that; without it the stream is down for ever. So a very young broker is left to live that long first.
+    pub async fn kill(&mut self) -> anyhow::Result<()> {
+        tokio::time::sleep_until((self.made_at + INFANCY).into()).await;
         self.signal(Signal::KILL)?;
         if let Some(mut server) = self.server.take() {
             server.wait()?;
@@ -273,7 +280,7 @@ impl TestBroker {
         while server.try_wait()?.is_none() {
             if Instant::now() > deadline {
                 self.server = Some(server);
-                self.kill()?;
+                self.kill().await?;
                 bail!("the broker did not stop within {STOP_LIMIT:?}");
             }
             tokio::time::sleep(LOOK_EVERY).await;
