@@ -1,6 +1,13 @@
 //! What every bus promises, shown on RabbitMQ and on the in-memory broker alike. One broker serves all of it: booting takes
 //! longer than everything else here.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "the whole file is a test"
+)]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -2,6 +2,13 @@
 //! killed, frozen, restarted, shut to the outside, out of memory, and robbed of a queue. Nothing acknowledged may be lost, no
 //! consumer may stay deaf, and the stream may have no gap.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "the whole file is a test"
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};

@@ -1,5 +1,12 @@
 //! The generated files in the repository are those that the code generates.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "the whole file is a test"
+)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
