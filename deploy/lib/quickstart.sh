@@ -389,11 +389,9 @@ TEXT
 unpublish_everything() {
     [[ -x $STATE/explorer ]] && runs broker && runs recovery-svc || return 0
     local session
-    for session in $(open_sessions || true); do
-        say "$session"
-        timeout 60 "$STATE/explorer" unpublish "$session" >/dev/null 2>&1 ||
-            timeout 60 "$STATE/explorer" cancel "$session" >/dev/null 2>&1 ||
-            say "could not be unpublished in order; it is taken down by force"
+    timeout 120 "$STATE/explorer" unpublish --all --wait=2m || true
+    for session in $(open_sessions || true); do # those that "all" does not fit: not published, waiting, failed half-way
+        timeout 60 "$STATE/explorer" cancel "$session" --wait=1m || say "session $session is taken down by force"
     done
 }
 
