@@ -201,7 +201,7 @@ superuser = "postgres"
 TOML
     )
     cat >"$STATE/conf/mount-svc.toml" <<TOML
-server = "local"
+server = "demo"
 state_directory = "$STATE/mount-svc"
 http_listen = "127.0.0.1:$MOUNT_HTTP_PORT"
 
@@ -213,7 +213,7 @@ path = "$STATE/backups"
 $target
 TOML
     cat >"$STATE/conf/recovery-svc.toml" <<TOML
-server = "local"
+server = "demo"
 state_directory = "$STATE/recovery-svc"
 http_listen = "127.0.0.1:$RECOVERY_HTTP_PORT"
 
@@ -222,7 +222,7 @@ $(broker_section recovery-svc)
 $target
 TOML
     cat >"$STATE/conf/explorer.toml" <<TOML
-server = "local"
+server = "demo"
 
 $(broker_section explorer)
 TOML
