@@ -4,6 +4,7 @@
 
 pub mod command;
 mod dispatch;
+pub mod fuse_mounts;
 pub mod host;
 pub mod listen;
 pub mod mounts;

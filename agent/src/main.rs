@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use agent::hand::Hand;
+use agent::hand::fuse_mounts::FuseMounts;
 use agent::hand::listen::{self, Access};
-use agent::hand::mounts::NoMounts;
 use clap::{Parser, Subcommand};
 use common::problem::{ErrorCode, Problem};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,18 @@ enum Command {
         #[arg(long, value_parser = octal)]
         mode: Option<u32>,
     },
+    /// Keep a mount (started by the hand).
+    Supervise {
+        /// Specification in JSON.
+        #[arg(long)]
+        spec: String,
+    },
+    /// Serve a mount (started by the supervisor).
+    Worker {
+        /// Specification in JSON.
+        #[arg(long)]
+        spec: String,
+    },
 }
 
 fn octal(text: &str) -> Result<u32, String> {
@@ -53,7 +65,22 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
-    match run(arguments.command) {
+    let result = match arguments.command {
+        // These two have runtimes of their own.
+        Command::Supervise { spec } => return agent::supervisor::command(&spec),
+        Command::Worker { spec } => return agent::worker::command(&spec),
+        Command::Serve => run(Service::Serve),
+        Command::Listen {
+            socket,
+            group,
+            mode,
+        } => run(Service::Listen {
+            socket,
+            group,
+            mode,
+        }),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             tracing::error!("{problem}");
@@ -62,21 +89,30 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<(), Problem> {
+enum Service {
+    Serve,
+    Listen {
+        socket: PathBuf,
+        group: Option<String>,
+        mode: Option<u32>,
+    },
+}
+
+fn run(service: Service) -> Result<(), Problem> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|e| agent::hand::failure(ErrorCode::IoFailed, "start the runtime", e))?;
-    let hand = Hand::new(NoMounts);
+    let hand = Hand::new(FuseMounts);
     let result = runtime.block_on(async {
-        match command {
-            Command::Serve => {
+        match service {
+            Service::Serve => {
                 agent::hand::serve::serve(hand, tokio::io::stdin(), tokio::io::stdout())
                     .await
                     .map_err(|e| agent::hand::failure(ErrorCode::IoFailed, "serve requests", e))
             }
-            Command::Listen {
+            Service::Listen {
                 socket,
                 group,
                 mode,

@@ -1,5 +1,11 @@
 //! A real backup of a real cluster, copied to a mount point, prepared, started, killed and started again through the hand.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests"
+)]
+
 mod support;
 
 use std::collections::BTreeMap;
@@ -175,4 +181,25 @@ fn a_query_brings_back_a_limited_number_of_rows_and_the_servers_refusal() {
     let started = std::time::Instant::now();
     published.stop();
     assert!(started.elapsed() < Duration::from_secs(20));
+}
+
+#[test]
+fn a_server_that_does_not_react_is_killed_after_its_time() {
+    let programs = postgresql().remove(0);
+    let cluster = Cluster::start(&programs);
+    let published = Published::of(&cluster);
+    published.prepare();
+    published.start();
+    published.wait_until_ready();
+    published.freeze();
+    let stop = Request::StopInstance {
+        place: published.place.clone(),
+        instance: published.options.clone(),
+        timeout_s: 1,
+    };
+    assert_eq!(published.answer(stop).unwrap(), Response::Done);
+    assert!(matches!(published.status(), InstanceStatus::Stopped { .. }));
+    published.start();
+    published.wait_until_ready();
+    published.stop();
 }

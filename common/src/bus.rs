@@ -4,6 +4,7 @@
 //! pass the same contract tests, so everything above may be tested on the second.
 
 pub mod amqp;
+pub mod memory;
 mod outgoing;
 
 pub use outgoing::{

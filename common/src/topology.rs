@@ -244,6 +244,11 @@ impl Queue {
         self.text("x-queue-type") == Some("stream")
     }
 
+    /// Whether only one of its consumers gets messages, the others being hot spares.
+    pub fn is_single_active(&self) -> bool {
+        self.arguments.get("x-single-active-consumer") == Some(&Argument::Flag(true))
+    }
+
     /// After how many milliseconds its messages leave it for [`Queue::dead_letters_to`].
     pub fn message_ttl_ms(&self) -> Option<u64> {
         self.number("x-message-ttl")

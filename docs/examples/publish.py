@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Publish the newest backup and follow the session to its end. Needs: pika. Environment: HOST PORT USER PASSWORD SERVER REPOSITORY TARGET."""
-import json, os, sys, uuid
-import pika
+import json, os, sys, uuid, pika
 
 e = os.environ
 login = pika.PlainCredentials(e["USER"], e["PASSWORD"])
@@ -9,8 +8,7 @@ channel = pika.BlockingConnection(pika.ConnectionParameters(e["HOST"], int(e["PO
 queue = channel.queue_declare("", exclusive=True).method.queue  # before the command, so that no event is missed
 for key in ("session.#", "command.rejected"):
     channel.queue_bind(queue, "events", key)
-session = str(uuid.uuid4())  # the command's id is the session's id
-kind = "io.pginstant.command.publish.v1"
+session, kind = str(uuid.uuid4()), "io.pginstant.command.publish.v1"  # the command's id is the session's id
 command = {"specversion": "1.0", "id": session, "source": "/third-party/example", "type": kind,
            "data": {"repository": e["REPOSITORY"], "target": e["TARGET"]}}
 channel.confirm_delivery()

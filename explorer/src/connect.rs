@@ -1,14 +1,16 @@
 //! Opens the bus that the configuration names: the only file that knows which broker it is.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::bus::amqp::{AmqpBus, AmqpOptions, apply_topology, check_topology};
-use common::bus::{Bus, BusError};
+use common::bus::{Bus, BusError, BusHealth};
 use common::config::Secret;
 use common::env::Env;
 use common::ids::ServerName;
 use common::problem::Problem;
 use common::topology::{Role, Topology};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli;
@@ -17,6 +19,8 @@ use crate::exit::{Failure, bus_problem};
 
 /// How long a publish may wait for its confirm: a person sits in front of it.
 const PUBLISH_LIMIT_S: u64 = 30;
+/// How long the bus may take to tell how its first connections came out.
+const STATE_WAIT: Duration = Duration::from_secs(2);
 
 /// The bus, or why it cannot be had. Services wait for a broker that is away; a person is told at once.
 pub(crate) async fn open(
@@ -26,7 +30,7 @@ pub(crate) async fn open(
 ) -> Result<Arc<dyn Bus>, Failure> {
     let options = options(config, server, Role::Explorer)?;
     let bus = AmqpBus::open(options, env.clone(), CancellationToken::new()).await?;
-    let health = bus.health();
+    let health = first_state(bus.as_ref()).await;
     if health.connected {
         return Ok(bus);
     }
@@ -35,7 +39,22 @@ pub(crate) async fn open(
     let error = health
         .last_error
         .unwrap_or_else(|| format!("{address}: no answer"));
-    Err(BusError::Unreachable(error).into())
+    let reason = error
+        .strip_prefix("the broker cannot be reached: ")
+        .unwrap_or(&error);
+    Err(BusError::Unreachable(reason.to_owned()).into())
+}
+
+/// How the connections came out: the bus tells a moment after it is open.
+async fn first_state(bus: &dyn Bus) -> BusHealth {
+    let began = Instant::now();
+    loop {
+        let health = bus.health();
+        if health.connected || health.last_error.is_some() || began.elapsed() > STATE_WAIT {
+            return health;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// Makes or checks the exchanges and queues of a mount server.

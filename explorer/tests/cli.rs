@@ -24,20 +24,20 @@ fn explorer(args: &[&str]) -> Ran {
         .expect("the program can be started");
     Ran {
         code: status.code(),
-        stdout: String::from_utf8(stdout).unwrap(),
-        stderr: String::from_utf8(stderr).unwrap(),
+        stdout: String::from_utf8(stdout).expect("text"),
+        stderr: String::from_utf8(stderr).expect("text"),
     }
 }
 
 fn configuration(directory: &Path, port: u16) -> String {
     let password = directory.join("password");
-    std::fs::write(&password, "secret\n").unwrap();
+    std::fs::write(&password, "secret\n").expect("the directory takes files");
     let path = directory.join("explorer.toml");
     let text = format!(
         "server = \"backup1\"\n[broker]\nhost = \"127.0.0.1\"\nport = {port}\nuser = \"explorer\"\npassword_file = {password:?}\n"
     );
-    std::fs::write(&path, text).unwrap();
-    path.to_str().unwrap().to_owned()
+    std::fs::write(&path, text).expect("the directory takes files");
+    path.to_str().expect("a plain path").to_owned()
 }
 
 #[test]

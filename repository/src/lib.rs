@@ -8,14 +8,18 @@
 //! Everything here blocks: call it from threads that may block, never from an async runtime's.
 
 mod backup;
+mod beneath;
+mod directory;
 mod error;
 mod lsn;
 mod name;
 mod options;
+pub mod pg_basebackup;
 mod restore_point;
 mod tree;
 
 pub use backup::{Backup, BackupChoice, Repository, VerifyProgress, VerifyReport};
+pub use directory::open_repository;
 pub use error::{RepositoryError, RepositoryErrorKind};
 pub use lsn::{InvalidLsn, Lsn};
 pub use options::{Limits, OpenOptions};

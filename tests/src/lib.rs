@@ -1,7 +1,8 @@
-//! What the whole-system tests share: real brokers, processes and mounts that go away with the test.
+//! What the whole-system tests share: real brokers, servers, processes and mounts that go away with the test.
 
 pub mod broker;
 pub mod leftovers;
+pub mod postgres;
 pub mod programs;
 pub mod system;
 pub mod wait;

@@ -23,7 +23,7 @@ pub fn facts(paths: &[PathBuf]) -> Result<HostFacts, Problem> {
         let existing = nearest_existing(path);
         volumes.insert(path.clone(), volume(&existing)?);
         let kind = rustix::fs::statfs(&existing).map(|facts| magic(facts.f_type));
-        if kind.is_ok_and(|magic| magic == OVERLAYFS_MAGIC) {
+        if kind.is_ok_and(|magic| magic == Some(OVERLAYFS_MAGIC)) {
             overlay = Some(existing);
         }
     }
@@ -67,13 +67,9 @@ fn volume(path: &Path) -> Result<VolumeFacts, Problem> {
     })
 }
 
-#[expect(
-    clippy::cast_sign_loss,
-    clippy::unnecessary_cast,
-    reason = "a magic number; its type differs between architectures"
-)]
-fn magic(raw: impl Into<i64>) -> u64 {
-    raw.into() as u64
+/// A file system's magic number, whose type differs between architectures.
+fn magic(raw: impl TryInto<u64>) -> Option<u64> {
+    raw.try_into().ok()
 }
 
 fn memory_bytes(text: &str, name: &str) -> u64 {

@@ -26,6 +26,14 @@ pub fn text(lines: &[String], backup: Option<&str>, backup_directory: &Path) -> 
     text
 }
 
+/// Text of `pg_ident.conf`: the backup's own user name maps.
+pub fn name_maps(backup: Option<&str>, backup_directory: &Path) -> String {
+    let lines = backup.unwrap_or_default().lines();
+    lines
+        .map(|line| with_absolute_files(line, backup_directory) + "\n")
+        .collect()
+}
+
 /// Files that a line names are relative to the backup's file, not to ours.
 fn with_absolute_files(line: &str, directory: &Path) -> String {
     let trimmed = line.trim_start();
@@ -78,6 +86,15 @@ mod tests {
                 "host all @/m/data/admins,joe all md5",
             ]
         );
+    }
+
+    #[test]
+    fn files_included_by_name_maps_stay_where_the_backup_has_them() {
+        let maps = name_maps(
+            Some("m root postgres\ninclude_dir maps\n"),
+            Path::new("/m/data"),
+        );
+        assert_eq!(maps, "m root postgres\ninclude_dir \"/m/data/maps\"\n");
     }
 
     #[test]

@@ -205,7 +205,7 @@ impl Job<'_> {
         let names = self.read_optional(&self.data.join("pg_ident.conf"))?;
         self.write(
             &self.configuration.join("pg_ident.conf"),
-            &names.unwrap_or_default(),
+            &super::host_based_authentication::name_maps(names.as_deref(), &self.data),
         )
     }
 

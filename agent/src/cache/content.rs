@@ -1,0 +1,579 @@
+//! What is in files: reads and writes over the backup, truncation, allocation, flushes.
+
+use std::io;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::disk::{DiskFile, DiskName};
+use super::node::{Node, NodeState, Opens};
+use super::record::{Record, RuntimeRecord};
+use super::store::{Store, errno::error, now};
+use super::{GRANULE_BYTES, Ino};
+
+/// Bytes that the backup must provide before an operation can go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Need {
+    /// Number of the file in the page channel.
+    pub file: u32,
+    /// First byte, at the beginning of a granule.
+    pub offset: u64,
+    /// How many; to the end of a granule or of the backup's part.
+    pub length: u64,
+}
+
+/// Bytes of the backup, zeros beyond its part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// First byte, at the beginning of a granule.
+    pub offset: u64,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+impl Fetched {
+    fn granule(&self, granule: u64, length: u64) -> Option<&[u8]> {
+        let start = (granule * GRANULE_BYTES).checked_sub(self.offset)?;
+        let start = usize::try_from(start).ok()?;
+        self.bytes.get(start..start + usize::try_from(length).ok()?)
+    }
+}
+
+/// What came of an operation that may need the backup.
+#[derive(Debug)]
+pub enum Outcome<T> {
+    /// It is done.
+    Done(T),
+    /// It has not begun: fetch these and ask again.
+    Needs(Need),
+}
+
+const SEEK_DATA: i32 = 3;
+/// Longest copy in one request, so that other requests do not wait.
+const COPY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+const KEEP_SIZE: u32 = 1;
+const PUNCH_HOLE: u32 = 2;
+const ZERO_RANGE: u32 = 16;
+
+impl Store {
+    /// The node's data file, made to agree with the catalog at its first use.
+    pub(crate) fn data_file(
+        &self,
+        node: &Node,
+        state: &mut NodeState,
+    ) -> io::Result<Arc<dyn DiskFile>> {
+        if let Some(file) = &state.file {
+            return Ok(file.clone());
+        }
+        let name = DiskName::Data(node.ino);
+        let file = match self.disk.open(name, false)? {
+            Some(file) => file,
+            None => {
+                state.unnamed = true;
+                self.disk.open(name, true)?.ok_or(io::ErrorKind::NotFound)?
+            }
+        };
+        if state.base.is_some() {
+            // After a power cut the data file may be longer or shorter than what was promised.
+            if !state.settled {
+                if let Some(cut) = state.cut {
+                    file.set_size(cut)?;
+                }
+                file.set_size(state.size)?;
+            } else if file.stat()?.size != state.size {
+                file.set_size(state.size)?;
+            }
+        }
+        state.settled = true;
+        if !state.opens.is_empty() {
+            state.file = Some(file.clone());
+        }
+        Ok(file)
+    }
+
+    fn need(&self, state: &NodeState, first: u64, last: u64) -> Option<Need> {
+        let base = state.base?;
+        let mut missing = (first..=last).filter(|granule| !state.is_here(*granule));
+        let from = missing.next()?;
+        let to = missing.last().unwrap_or(from);
+        let offset = from * GRANULE_BYTES;
+        Some(Need {
+            file: base.file,
+            offset,
+            length: ((to + 1) * GRANULE_BYTES).min(base.length) - offset,
+        })
+    }
+
+    /// Reads up to `length` bytes; `fetched` stands in for granules that are not here.
+    pub fn read(
+        &self,
+        node: &Node,
+        offset: u64,
+        length: u32,
+        fetched: Option<&Fetched>,
+    ) -> io::Result<Outcome<Vec<u8>>> {
+        let mut state = node.lock();
+        if state.base.is_none() {
+            let file = self.data_file(node, &mut state)?;
+            drop(state);
+            let mut bytes = vec![0; length as usize];
+            let count = file.read_at(&mut bytes, offset)?;
+            bytes.truncate(count);
+            return Ok(Outcome::Done(bytes));
+        }
+        let end = (offset + u64::from(length)).min(state.size);
+        if offset >= end {
+            return Ok(Outcome::Done(Vec::new()));
+        }
+        let (first, last) = (offset / GRANULE_BYTES, (end - 1) / GRANULE_BYTES);
+        let covered = |state: &NodeState, granule: u64| {
+            fetched.and_then(|fetched| {
+                let base = state.base?.length;
+                let length = GRANULE_BYTES.min(base.checked_sub(granule * GRANULE_BYTES)?);
+                fetched.granule(granule, length)
+            })
+        };
+        if (first..=last).any(|g| !state.is_here(g) && covered(&state, g).is_none())
+            && let Some(need) = self.need(&state, first, last)
+        {
+            return Ok(Outcome::Needs(need));
+        }
+        let mut bytes = vec![0; usize::try_from(end - offset).map_err(io::Error::other)?];
+        if (first..=last).any(|granule| state.is_here(granule)) {
+            let file = self.data_file(node, &mut state)?;
+            file.read_at(&mut bytes, offset)?;
+        }
+        for granule in (first..=last).filter(|granule| !state.is_here(*granule)) {
+            let from = covered(&state, granule).unwrap_or_default();
+            let at = granule * GRANULE_BYTES;
+            let cut_front = offset.saturating_sub(at);
+            let until = GRANULE_BYTES.min(end - at);
+            for (index, target) in (cut_front..until).zip(
+                bytes
+                    .iter_mut()
+                    .skip(usize::try_from((at + cut_front) - offset).unwrap_or(usize::MAX)),
+            ) {
+                let source = usize::try_from(index)
+                    .ok()
+                    .and_then(|index| from.get(index));
+                *target = source.copied().unwrap_or(0);
+            }
+        }
+        Ok(Outcome::Done(bytes))
+    }
+
+    /// Keeps bytes of the backup: only where nothing was written meanwhile.
+    pub fn fill(&self, node: &Node, fetched: &Fetched) -> io::Result<()> {
+        let mut state = node.lock();
+        let Some(base) = state.base else {
+            return Ok(());
+        };
+        let end = (fetched.offset + fetched.bytes.len() as u64).min(base.length);
+        let first = fetched.offset / GRANULE_BYTES;
+        let mut granule = first;
+        while granule * GRANULE_BYTES < end {
+            let from = granule;
+            while granule * GRANULE_BYTES < end && !state.is_here(granule) {
+                granule += 1;
+            }
+            if granule == from {
+                granule += 1;
+                continue;
+            }
+            let run_end = (granule * GRANULE_BYTES).min(base.length);
+            // A part of a granule is no granule.
+            if run_end > end {
+                break;
+            }
+            let Some(bytes) = fetched.granule(from, run_end - from * GRANULE_BYTES) else {
+                break;
+            };
+            let file = self.data_file(node, &mut state)?;
+            file.write_at(bytes, from * GRANULE_BYTES)?;
+            self.note_present(node.ino, &mut state, from..granule, 0)?;
+        }
+        Ok(())
+    }
+
+    fn note_present(
+        &self,
+        ino: Ino,
+        state: &mut NodeState,
+        granules: std::ops::Range<u64>,
+        modified_at: i64,
+    ) -> io::Result<()> {
+        self.runtime.append(&RuntimeRecord::Present {
+            ino,
+            first: granules.start,
+            count: granules.end - granules.start,
+            size: state.size,
+            modified_at,
+        })?;
+        state.mark_present(granules.start, granules.end - granules.start);
+        Ok(())
+    }
+
+    /// Writes; `fetched` completes granules that are written in part.
+    pub fn write(
+        &self,
+        node: &Node,
+        offset: u64,
+        bytes: &[u8],
+        fetched: Option<&Fetched>,
+    ) -> io::Result<Outcome<()>> {
+        if bytes.is_empty() {
+            return Ok(Outcome::Done(()));
+        }
+        let mut state = node.lock();
+        let end = offset + bytes.len() as u64;
+        if state.base.is_none() {
+            let file = self.data_file(node, &mut state)?;
+            file.write_at(bytes, offset)?;
+            state.dirty = true;
+            return Ok(Outcome::Done(()));
+        }
+        let mut image = std::borrow::Cow::Borrowed(bytes);
+        let mut image_offset = offset;
+        for edge in self.edges(&state, offset, end) {
+            let base_length = state.base.map_or(0, |base| base.length);
+            let at = edge * GRANULE_BYTES;
+            let length = GRANULE_BYTES.min(base_length - at);
+            let Some(content) = fetched.and_then(|fetched| fetched.granule(edge, length)) else {
+                let edges = self.edges(&state, offset, end);
+                let (first, last) = (edges.first().copied(), edges.last().copied());
+                let need = self.need(&state, first.unwrap_or(edge), last.unwrap_or(edge));
+                return need.map(Outcome::Needs).ok_or_else(|| error(Errno::IO));
+            };
+            let image = image.to_mut();
+            if at < offset && edge == offset / GRANULE_BYTES {
+                let head = usize::try_from((offset - at).min(length)).map_err(io::Error::other)?;
+                let mut joined = content.get(..head).unwrap_or_default().to_vec();
+                joined.resize(usize::try_from(offset - at).map_err(io::Error::other)?, 0);
+                joined.extend_from_slice(image);
+                *image = joined;
+                image_offset = at;
+            }
+            if end < at + length {
+                let tail = usize::try_from(end - at).map_err(io::Error::other)?;
+                image.extend_from_slice(content.get(tail..).unwrap_or_default());
+            }
+        }
+        let file = self.data_file(node, &mut state)?;
+        file.write_at(&image, image_offset)?;
+        state.size = state.size.max(end);
+        state.attributes.modified_at = now();
+        state.attributes.changed_at = state.attributes.modified_at;
+        state.dirty = true;
+        let granules = offset / GRANULE_BYTES..end.div_ceil(GRANULE_BYTES);
+        let modified_at = state.attributes.modified_at;
+        self.note_present(node.ino, &mut state, granules, modified_at)?;
+        Ok(Outcome::Done(()))
+    }
+
+    // Granules of the backup's part that the range covers only in part and that are not here.
+    fn edges(&self, state: &NodeState, offset: u64, end: u64) -> Vec<u64> {
+        let Some(base) = state.base else {
+            return Vec::new();
+        };
+        let (first, last) = (offset / GRANULE_BYTES, (end - 1) / GRANULE_BYTES);
+        let mut edges = Vec::new();
+        let partly = |granule: u64| {
+            let from = granule * GRANULE_BYTES;
+            let to = (from + GRANULE_BYTES).min(base.length);
+            !state.is_here(granule) && (offset > from || end < to)
+        };
+        if partly(first) {
+            edges.push(first);
+        }
+        if last != first && partly(last) {
+            edges.push(last);
+        }
+        edges
+    }
+
+    /// Cuts or lengthens a file.
+    pub fn truncate(&self, node: &Node, size: u64) -> io::Result<()> {
+        let mut state = node.lock();
+        if state.base.is_none() {
+            let file = self.data_file(node, &mut state)?;
+            file.set_size(size)?;
+            state.dirty = true;
+            return Ok(());
+        }
+        let file = self.data_file(node, &mut state)?;
+        // The map first: a granule that comes back after a cut would be the backup's old content.
+        let record = Record::Truncate {
+            ino: node.ino,
+            size,
+        };
+        let position = self.append(&[record])?;
+        self.catalog.sync(position)?;
+        state.resize(size);
+        state.position = position;
+        state.dirty = true;
+        state.attributes.modified_at = now();
+        state.attributes.changed_at = state.attributes.modified_at;
+        file.set_size(size)?;
+        self.runtime.append(&RuntimeRecord::Cut {
+            ino: node.ino,
+            size,
+        })
+    }
+
+    /// `fallocate`.
+    pub fn allocate(
+        &self,
+        node: &Node,
+        mode: u32,
+        offset: u64,
+        length: u64,
+        fetched: Option<&Fetched>,
+    ) -> io::Result<Outcome<()>> {
+        let known = [
+            0,
+            KEEP_SIZE,
+            PUNCH_HOLE | KEEP_SIZE,
+            ZERO_RANGE,
+            ZERO_RANGE | KEEP_SIZE,
+        ];
+        if !known.contains(&mode) {
+            return Err(error(Errno::OPNOTSUPP));
+        }
+        let end = offset
+            .checked_add(length)
+            .filter(|end| *end <= i64::MAX as u64)
+            .ok_or_else(|| error(Errno::FBIG))?;
+        let mut state = node.lock();
+        if state.base.is_none() {
+            let file = self.data_file(node, &mut state)?;
+            file.allocate(mode, offset, length)?;
+            state.dirty = true;
+            return Ok(Outcome::Done(()));
+        }
+        let clears = mode & (PUNCH_HOLE | ZERO_RANGE) != 0;
+        if clears && let Some(&edge) = self.edges(&state, offset, end).first() {
+            let last = self.edges(&state, offset, end).last().copied();
+            if let Some(fetched) = fetched {
+                drop(state);
+                self.fill(node, fetched)?;
+                return self.allocate(node, mode, offset, length, None);
+            }
+            let need = self.need(&state, edge, last.unwrap_or(edge));
+            return need.map(Outcome::Needs).ok_or_else(|| error(Errno::IO));
+        }
+        let file = self.data_file(node, &mut state)?;
+        if clears {
+            file.allocate(mode, offset, length)?;
+        } else {
+            // Below the backup's part space is found when granules come; it must not be touched here.
+            let from = offset.max(state.base_granules() * GRANULE_BYTES);
+            if end > from {
+                file.allocate(mode, from, end - from)?;
+            }
+        }
+        if mode & KEEP_SIZE == 0 && end > state.size {
+            state.size = end;
+            file.set_size(end)?;
+        }
+        state.dirty = true;
+        state.attributes.modified_at = now();
+        state.attributes.changed_at = state.attributes.modified_at;
+        let modified_at = state.attributes.modified_at;
+        let granules = match clears {
+            true => offset / GRANULE_BYTES..end.div_ceil(GRANULE_BYTES),
+            false => 0..0,
+        };
+        self.note_present(node.ino, &mut state, granules, modified_at)?;
+        Ok(Outcome::Done(()))
+    }
+
+    /// `lseek` to data or a hole.
+    pub fn seek(&self, node: &Node, offset: i64, whence: i32) -> io::Result<i64> {
+        let from = u64::try_from(offset).map_err(|_| error(Errno::NXIO))?;
+        let mut state = node.lock();
+        if state.base.is_none() {
+            let file = self.data_file(node, &mut state)?;
+            let descriptor = file.descriptor().ok_or_else(|| error(Errno::OPNOTSUPP))?;
+            let target = match whence {
+                SEEK_DATA => rustix::fs::SeekFrom::Data(from),
+                _ => rustix::fs::SeekFrom::Hole(from),
+            };
+            let found = rustix::fs::seek(descriptor, target)?;
+            return i64::try_from(found).map_err(io::Error::other);
+        }
+        // What the backup has of holes is not known: all is data.
+        if from >= state.size {
+            return Err(error(Errno::NXIO));
+        }
+        let found = if whence == SEEK_DATA {
+            from
+        } else {
+            state.size
+        };
+        i64::try_from(found).map_err(io::Error::other)
+    }
+
+    /// Copies within the cache; refuses where the backup has a part, so that the kernel copies by reading and writing.
+    pub fn copy_range(
+        &self,
+        (from, mut from_offset): (&Node, u64),
+        (to, mut to_offset): (&Node, u64),
+        length: u64,
+    ) -> io::Result<usize> {
+        let open = |node: &Node| {
+            let mut state = node.lock();
+            if state.base.is_some() {
+                return Err(error(Errno::OPNOTSUPP));
+            }
+            self.data_file(node, &mut state)
+        };
+        let (source, target) = (open(from)?, open(to)?);
+        let both = source.descriptor().zip(target.descriptor());
+        let (source, target) = both.ok_or_else(|| error(Errno::OPNOTSUPP))?;
+        let length = usize::try_from(length.min(COPY_BYTES_MAX)).map_err(io::Error::other)?;
+        to.lock().dirty = true;
+        Ok(rustix::fs::copy_file_range(
+            source,
+            Some(&mut from_offset),
+            target,
+            Some(&mut to_offset),
+            length,
+        )?)
+    }
+
+    /// Makes a file durable: data, then the map, then nothing is left to do.
+    pub fn sync(&self, node: &Node) -> io::Result<()> {
+        let mut state = node.lock();
+        if state.failed {
+            return Err(error(Errno::IO));
+        }
+        let position = state.position;
+        let served_by_kernel = state.opens.passthrough > 0 && state.base.is_none();
+        if !state.dirty && !served_by_kernel {
+            drop(state);
+            return self.catalog.sync(position);
+        }
+        let file = self.data_file(node, &mut state)?;
+        let bits = std::mem::take(&mut state.uncommitted);
+        let (size, unnamed) = (state.size, state.unnamed);
+        let modified_at = state.attributes.modified_at;
+        state.dirty = false;
+        drop(state);
+        let mut result = file.sync_data();
+        if result.is_ok() && unnamed {
+            result = self.disk.sync_data_names();
+        }
+        let mut state = node.lock();
+        if let Err(failure) = result {
+            state.failed = true;
+            self.runtime
+                .append(&RuntimeRecord::Failed { ino: node.ino })?;
+            return Err(failure);
+        }
+        if unnamed {
+            state.unnamed = false;
+        }
+        if state.base.is_some() {
+            // A cut meanwhile has taken its granules out of what may be promised.
+            let size = size.min(state.size);
+            let cut = state.cut.take().filter(|_| state.dirty);
+            let mut rest = bits.ranges();
+            loop {
+                let more = rest.split_off(rest.len().min(50_000));
+                let record = Record::Commit {
+                    ino: node.ino,
+                    size,
+                    modified_at,
+                    present: rest,
+                };
+                state.position = self.append(&[record])?;
+                rest = more;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            state.cut = cut;
+        }
+        let position = state.position;
+        drop(state);
+        self.catalog.sync(position)
+    }
+
+    /// Makes the data file the whole truth once everything is in it. Says whether it is now.
+    pub fn complete(&self, node: &Node) -> io::Result<bool> {
+        if !node.lock().is_whole() {
+            return Ok(false);
+        }
+        node.lock().dirty = true;
+        self.sync(node)?;
+        let mut state = node.lock();
+        if state.dirty || !state.is_whole() || state.failed {
+            return Ok(false);
+        }
+        let file = self.data_file(node, &mut state)?;
+        let attributes = state.attributes;
+        file.set_times(attributes.accessed_at, attributes.modified_at)?;
+        state.position = self.append(&[Record::Complete { ino: node.ino }])?;
+        state.base = None;
+        state.cut = None;
+        state.present.clear();
+        state.uncommitted.clear();
+        Ok(true)
+    }
+
+    /// Whether the kernel may serve the file by itself: what it is is durable, and nobody reads it through the worker.
+    pub fn may_pass_through(&self, state: &NodeState) -> bool {
+        state.base.is_none()
+            && state.opens.cached == 0
+            && !state.failed
+            && (state.links > 0 || state.opens.passthrough > 0)
+    }
+
+    /// Notes one more descriptor.
+    pub fn opened(
+        &self,
+        node: &Node,
+        state: &mut NodeState,
+        backing: Option<u32>,
+        unique: u64,
+    ) -> io::Result<()> {
+        let mut opens = state.opens;
+        match backing {
+            Some(_) => {
+                opens.passthrough += 1;
+                opens.backing = backing;
+                state.was_passthrough = true;
+                state.dirty = true;
+            }
+            None => opens.cached += 1,
+        }
+        self.set_opens(node.ino, state, opens, unique)
+    }
+
+    /// Notes one descriptor less; returns the backing file that is to be given back.
+    pub fn released(
+        &self,
+        node: &Arc<Node>,
+        passthrough: bool,
+        unique: u64,
+    ) -> io::Result<Option<u32>> {
+        let mut state = node.lock();
+        let mut opens = state.opens;
+        let mut backing = None;
+        if passthrough {
+            opens.passthrough = opens.passthrough.saturating_sub(1);
+            if opens.passthrough == 0 {
+                backing = opens.backing.take();
+            }
+        } else {
+            opens.cached = opens.cached.saturating_sub(1);
+        }
+        self.set_opens(node.ino, &mut state, opens, unique)?;
+        let last = opens == Opens::default();
+        drop(state);
+        if last {
+            self.closed(node);
+        }
+        Ok(backing)
+    }
+}

@@ -1,0 +1,139 @@
+//! Which granules of a file are in the cache: a bitmap that grows to its highest set bit.
+
+use std::ops::Range;
+
+/// A set of granule numbers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Presence {
+    words: Vec<u64>,
+    count: u64,
+}
+
+fn place(granule: u64) -> (usize, u64) {
+    (
+        usize::try_from(granule / 64).unwrap_or(usize::MAX),
+        1 << (granule % 64),
+    )
+}
+
+impl Presence {
+    /// Whether the granule is here.
+    pub fn contains(&self, granule: u64) -> bool {
+        let (word, bit) = place(granule);
+        self.words.get(word).is_some_and(|w| w & bit != 0)
+    }
+
+    /// Whether all granules of the range are here.
+    pub fn contains_all(&self, range: Range<u64>) -> bool {
+        range.into_iter().all(|granule| self.contains(granule))
+    }
+
+    /// How many granules are here.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Whether none is here.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Adds a granule; says whether it was new.
+    pub fn insert(&mut self, granule: u64) -> bool {
+        let (word, bit) = place(granule);
+        if self.words.len() <= word {
+            self.words.resize(word + 1, 0);
+        }
+        match self.words.get_mut(word) {
+            Some(w) if *w & bit == 0 => {
+                *w |= bit;
+                self.count += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Adds all granules of a range.
+    pub fn insert_range(&mut self, range: Range<u64>) {
+        for granule in range {
+            self.insert(granule);
+        }
+    }
+
+    /// Removes every granule from `first` on.
+    pub fn remove_from(&mut self, first: u64) {
+        let (word, bit) = place(first);
+        if word >= self.words.len() {
+            return;
+        }
+        self.words.truncate(word + 1);
+        if let Some(w) = self.words.get_mut(word) {
+            *w &= bit - 1;
+        }
+        self.recount();
+    }
+
+    /// Removes the granules of another set.
+    pub fn remove_all(&mut self, other: &Presence) {
+        for (w, o) in self.words.iter_mut().zip(&other.words) {
+            *w &= !o;
+        }
+        self.recount();
+    }
+
+    /// Removes everything.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The set as ascending, disjoint ranges of (first, count).
+    pub fn ranges(&self) -> Vec<(u64, u64)> {
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for (index, word) in self.words.iter().enumerate() {
+            if *word == 0 {
+                continue;
+            }
+            for bit in 0..64 {
+                if word & (1 << bit) == 0 {
+                    continue;
+                }
+                let granule = index as u64 * 64 + bit;
+                match ranges.last_mut() {
+                    Some((first, count)) if *first + *count == granule => *count += 1,
+                    _ => ranges.push((granule, 1)),
+                }
+            }
+        }
+        ranges
+    }
+
+    fn recount(&mut self) {
+        self.count = self.words.iter().map(|w| u64::from(w.count_ones())).sum();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    proptest! {
+        #[test]
+        fn it_behaves_as_a_set_of_numbers(steps in proptest::collection::vec((0u8..3, 0u64..500), 0..60)) {
+            let mut presence = Presence::default();
+            let mut model = BTreeSet::new();
+            for (what, number) in steps {
+                match what {
+                    0 => prop_assert_eq!(presence.insert(number), model.insert(number)),
+                    1 => { presence.insert_range(number..number + 9); model.extend(number..number + 9); }
+                    _ => { presence.remove_from(number); model.retain(|n| *n < number); }
+                }
+                prop_assert_eq!(presence.count(), model.len() as u64);
+            }
+            let listed: Vec<u64> = presence.ranges().into_iter().flat_map(|(f, c)| f..f + c).collect();
+            prop_assert_eq!(listed, model.into_iter().collect::<Vec<_>>());
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The file system as the kernel asks for it: a thin adapter between FUSE requests and the cache.
+//!
+//! What must stay true: nothing here waits for the backup on a thread that reads requests; that is the pool's work.
+
+mod attributes;
+mod directory;
+mod filesystem;
+mod pool;
+mod transfer;
+
+pub use filesystem::{MountFs, MountFsParts, Passthrough};
+pub use pool::Pool;
+pub use transfer::Transfer;

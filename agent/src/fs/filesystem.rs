@@ -1,0 +1,893 @@
+//! The FUSE requests.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem,
+    FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+};
+
+use super::attributes::{file_attributes, file_type, nanoseconds};
+use super::directory::{Listed, Listings};
+use super::pool::Pool;
+use super::transfer::Transfer;
+use crate::cache::content::Outcome;
+use crate::cache::namespace::Owner;
+use crate::cache::node::Node;
+use crate::cache::record::NodeKind;
+use crate::cache::store::{Facts, NewNode, Place, RenameMode, Store, now};
+use crate::cache::{Ino, ROOT};
+use crate::sys;
+
+/// Attributes and names change through this process only, so that the kernel may remember them.
+const TTL: Duration = Duration::from_secs(3600);
+/// Largest write that the kernel sends.
+const WRITE_BYTES_MAX: u32 = 1024 * 1024;
+/// Set in the number of a request that is sent again.
+const RESENT: u64 = 1 << 63;
+/// Set in the number under which the opening of a file is remembered.
+const OPEN_KEY: u64 = 1 << 62;
+/// Set in the handle of a file that the kernel serves.
+const PASSTHROUGH_HANDLE: u64 = 1 << 62;
+const GENERATION: Generation = Generation(0);
+const O_DSYNC: i32 = 0o10000;
+const SEEK_DATA: i32 = 3;
+const SEEK_HOLE: i32 = 4;
+
+/// Whether the kernel serves files by itself; the reason when not.
+pub type Passthrough = Result<(), String>;
+
+/// What the file system is made of.
+#[derive(Debug)]
+pub struct MountFsParts {
+    /// The cache.
+    pub store: Arc<Store>,
+    /// Between cache and backup.
+    pub transfer: Arc<Transfer>,
+    /// The FUSE device, for giving back backing files.
+    pub device: OwnedFd,
+    /// Who owns the files.
+    pub owner: Owner,
+    /// Whether passthrough may be used.
+    pub passthrough: bool,
+    /// Files up to this size are fetched whole at their first use.
+    pub small_file_bytes: u64,
+    /// Directory of the cache, for the volume's numbers.
+    pub cache_directory: OwnedFd,
+    /// Where the outcome of passthrough's negotiation is put.
+    pub passthrough_outcome: Arc<Mutex<Passthrough>>,
+}
+
+/// The file system.
+#[derive(Debug)]
+pub struct MountFs {
+    parts: MountFsParts,
+    pool: Pool,
+    background: Arc<Pool>,
+    listings: Listings,
+    next_handle: AtomicU64,
+    passthrough: bool,
+}
+
+const POOL_THREADS: usize = 16;
+const POOL_QUEUE: usize = 4096;
+const BACKGROUND_THREADS: usize = 2;
+const BACKGROUND_QUEUE: usize = 1024;
+
+fn errno(error: io::Error) -> Errno {
+    Errno::from(error)
+}
+
+fn text(name: &OsStr) -> Result<&str, Errno> {
+    name.to_str().ok_or(Errno::from_i32(84))
+}
+
+fn unique(request: &Request) -> u64 {
+    u64::from(request.unique()) & !RESENT
+}
+
+fn is_resent(request: &Request) -> bool {
+    u64::from(request.unique()) & RESENT != 0
+}
+
+impl MountFs {
+    /// The file system over a cache.
+    pub fn new(parts: MountFsParts) -> io::Result<Self> {
+        Ok(Self {
+            parts,
+            pool: Pool::start("pages", POOL_THREADS, POOL_QUEUE)?,
+            background: Arc::new(Pool::start(
+                "complete",
+                BACKGROUND_THREADS,
+                BACKGROUND_QUEUE,
+            )?),
+            listings: Listings::default(),
+            next_handle: AtomicU64::new(1),
+            passthrough: false,
+        })
+    }
+
+    fn store(&self) -> &Arc<Store> {
+        &self.parts.store
+    }
+
+    // Root acts for the session's user: what it makes must be usable by PostgreSQL.
+    fn maker(&self, request: &Request) -> Owner {
+        match request.uid() {
+            0 => self.parts.owner,
+            user => Owner {
+                user,
+                group: request.gid(),
+            },
+        }
+    }
+
+    // The answer of a request that was carried out before the worker was killed.
+    fn carried_out(&self, request: &Request) -> Option<Ino> {
+        if !is_resent(request) {
+            return None;
+        }
+        self.store().answered(unique(request))
+    }
+
+    fn make(
+        &self,
+        request: &Request,
+        place: (INodeNo, &OsStr),
+        mode: u32,
+        kind: NodeKind,
+    ) -> Result<Facts, Errno> {
+        if let Some(ino) = self.carried_out(request) {
+            return self.store().facts(ino).map_err(errno);
+        }
+        let new = NewNode {
+            parent: place.0.0,
+            name: text(place.1)?,
+            mode: u16::try_from(mode & 0o7777).unwrap_or(0o600),
+            owner: self.maker(request),
+            unique: unique(request),
+        };
+        self.store().create(new, kind).map_err(errno)
+    }
+
+    fn entry(reply: ReplyEntry, result: Result<Facts, Errno>) {
+        match result {
+            Ok(facts) => reply.entry(&TTL, &file_attributes(&facts), GENERATION),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn empty(reply: ReplyEmpty, result: io::Result<()>) {
+        match result {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn is_small(&self, node: &Node) -> bool {
+        let state = node.lock();
+        state.size <= self.parts.small_file_bytes && state.base.is_some()
+    }
+
+    // Fetches a small file whole, beside the request that showed that it is in use.
+    fn complete_small(&self, node: &Arc<Node>) {
+        if !self.is_small(node) {
+            return;
+        }
+        let (node, transfer) = (node.clone(), self.parts.transfer.clone());
+        self.background.try_run(move || {
+            if let Err(error) = transfer.complete(&node) {
+                tracing::debug!(%error, ino = node.ino, "complete a small file");
+            }
+        });
+    }
+
+    fn opened_flags(was_passthrough: bool) -> FopenFlags {
+        let keep = match was_passthrough {
+            true => FopenFlags::empty(),
+            false => FopenFlags::FOPEN_KEEP_CACHE,
+        };
+        keep | FopenFlags::FOPEN_NOFLUSH
+    }
+
+    // Decides the class of an open and notes it. The closures speak to the kernel's reply object.
+    fn decide(
+        &self,
+        request: &Request,
+        node: &Node,
+        flags: i32,
+        register: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> io::Result<BackingId>,
+    ) -> Result<Decision, Errno> {
+        if flags & O_DSYNC != 0 && !node.is_directory() {
+            // The kernel flushes the data by itself, but not the name under which it will be found.
+            let position = node.lock().position;
+            self.store().catalog.sync(position).map_err(errno)?;
+        }
+        let mut state = node.lock();
+        // A resent create may have been carried out as far as the making, but not the opening: its own key.
+        let open_key = unique(request) | OPEN_KEY;
+        let known = is_resent(request) && self.store().answered(open_key).is_some();
+        if self.passthrough && self.store().may_pass_through(&state) && !self.is_pinned(node.ino) {
+            let position = state.position;
+            let is_own = node.ino >= crate::cache::namespace::FIRST_OWN_INO;
+            if is_own || self.store().catalog.is_synced(position) {
+                let backing = match state.opens.backing {
+                    Some(id) => Some(id),
+                    None => {
+                        let file = self.store().data_file(node, &mut state).map_err(errno)?;
+                        let descriptor = file.descriptor();
+                        descriptor
+                            .and_then(|fd| register(fd).ok())
+                            .map(BackingId::into_raw)
+                    }
+                };
+                if let Some(id) = backing {
+                    if !known {
+                        self.store()
+                            .opened(node, &mut state, Some(id), open_key)
+                            .map_err(errno)?;
+                    }
+                    return Ok(Decision::Passthrough(id));
+                }
+            }
+            if state.opens.passthrough > 0 {
+                return Err(Errno::EIO);
+            }
+        }
+        if !known {
+            self.store()
+                .opened(node, &mut state, None, open_key)
+                .map_err(errno)?;
+        }
+        Ok(Decision::Cached {
+            was_passthrough: state.was_passthrough,
+        })
+    }
+
+    // `global/pg_control` always goes through the worker: every checkpoint ends with it.
+    fn is_pinned(&self, ino: Ino) -> bool {
+        let store = self.store();
+        let find = |parent, name| store.names().lookup(parent, name);
+        find(ROOT, "data")
+            .and_then(|data| find(data, "global"))
+            .and_then(|global| find(global, "pg_control"))
+            == Some(ino)
+    }
+
+    fn listing(&self, ino: INodeNo, fh: FileHandle) -> Arc<Vec<Listed>> {
+        match self.listings.get(fh.0) {
+            Some(listing) => listing,
+            None => self.listings.put(fh.0, self.store().list(ino.0)),
+        }
+    }
+}
+
+enum Decision {
+    Passthrough(u32),
+    Cached { was_passthrough: bool },
+}
+
+impl Filesystem for MountFs {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = InitFlags::FUSE_PARALLEL_DIROPS
+            | InitFlags::FUSE_DO_READDIRPLUS
+            | InitFlags::FUSE_READDIRPLUS_AUTO
+            | InitFlags::FUSE_ASYNC_DIO
+            | InitFlags::FUSE_CACHE_SYMLINKS
+            | InitFlags::FUSE_EXPLICIT_INVAL_DATA;
+        for flag in wanted.iter() {
+            // Each only makes things faster; without it all is well.
+            config.add_capabilities(flag).ok();
+        }
+        config.set_max_write(WRITE_BYTES_MAX).ok();
+        config.set_max_background(64).ok();
+        let outcome = if !self.parts.passthrough {
+            Err("switched off by the settings".to_owned())
+        } else if config
+            .add_capabilities(InitFlags::FUSE_PASSTHROUGH)
+            .is_err()
+        {
+            Err("the kernel is older than 6.9 or built without FUSE passthrough".to_owned())
+        } else {
+            config.set_max_stack_depth(1).ok();
+            Ok(())
+        };
+        self.passthrough = outcome.is_ok();
+        let mut told = self
+            .parts
+            .passthrough_outcome
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *told = outcome;
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let find = || {
+            let place = Place {
+                parent: parent.0,
+                name: text(name)?,
+            };
+            self.store().lookup(place).map_err(errno)
+        };
+        Self::entry(reply, find());
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        match self.store().facts(ino.0) {
+            Ok(facts) => reply.attr(&TTL, &file_attributes(&facts)),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let at = |time: TimeOrNow| match time {
+            TimeOrNow::SpecificTime(time) => nanoseconds(time),
+            TimeOrNow::Now => now(),
+        };
+        let set = || {
+            if let Some(size) = size {
+                let node = self.store().node(ino.0)?;
+                self.store().truncate(&node, size)?;
+            }
+            let others = mode.is_some()
+                || uid.is_some()
+                || gid.is_some()
+                || atime.is_some()
+                || mtime.is_some();
+            if !others {
+                return self.store().facts(ino.0);
+            }
+            self.store().set_attributes(ino.0, |attributes| {
+                if let Some(mode) = mode {
+                    attributes.mode = u16::try_from(mode & 0o7777).unwrap_or(attributes.mode);
+                }
+                attributes.user = uid.unwrap_or(attributes.user);
+                attributes.group = gid.unwrap_or(attributes.group);
+                attributes.accessed_at = atime.map_or(attributes.accessed_at, at);
+                attributes.modified_at = mtime.map_or(attributes.modified_at, at);
+            })
+        };
+        match set() {
+            Ok(facts) => reply.attr(&TTL, &file_attributes(&facts)),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.store().kind(ino.0) {
+            Some(NodeKind::Symlink(target)) => reply.data(target.as_bytes()),
+            Some(_) => reply.error(Errno::EINVAL),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let kind = match mode & 0o170_000 {
+            0o010_000 => NodeKind::Fifo,
+            0o020_000 => NodeKind::CharacterDevice(rdev),
+            0o060_000 => NodeKind::BlockDevice(rdev),
+            0o140_000 => NodeKind::Socket,
+            _ => NodeKind::File,
+        };
+        Self::entry(reply, self.make(req, (parent, name), mode, kind));
+    }
+
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let made = self.make(req, (parent, name), mode, NodeKind::Directory);
+        Self::entry(reply, made);
+    }
+
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        link_name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let make = || {
+            let target = text(target.as_os_str())?.to_owned();
+            self.make(req, (parent, link_name), 0o777, NodeKind::Symlink(target))
+        };
+        Self::entry(reply, make());
+    }
+
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if self.carried_out(req).is_some() {
+            return reply.ok();
+        }
+        match text(name) {
+            Ok(name) => {
+                let place = Place {
+                    parent: parent.0,
+                    name,
+                };
+                Self::empty(reply, self.store().unlink(place, unique(req)));
+            }
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if self.carried_out(req).is_some() {
+            return reply.ok();
+        }
+        match text(name) {
+            Ok(name) => {
+                let place = Place {
+                    parent: parent.0,
+                    name,
+                };
+                Self::empty(reply, self.store().remove_directory(place, unique(req)));
+            }
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn rename(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        if self.carried_out(req).is_some() {
+            return reply.ok();
+        }
+        let mode = match flags {
+            f if f.is_empty() => RenameMode::Replace,
+            RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
+            RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let rename = || {
+            let from = Place {
+                parent: parent.0,
+                name: text(name)?,
+            };
+            let to = Place {
+                parent: newparent.0,
+                name: text(newname)?,
+            };
+            self.store()
+                .rename(from, to, mode, unique(req))
+                .map_err(errno)
+        };
+        match rename() {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn link(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let make = || {
+            if let Some(ino) = self.carried_out(req) {
+                return self.store().facts(ino).map_err(errno);
+            }
+            let to = Place {
+                parent: newparent.0,
+                name: text(newname)?,
+            };
+            self.store().link(ino.0, to, unique(req)).map_err(errno)
+        };
+        Self::entry(reply, make());
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let node = match self.store().node(ino.0) {
+            Ok(node) => node,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let decision = self.decide(req, &node, flags.0, |fd| reply.open_backing(fd));
+        match decision {
+            Ok(Decision::Passthrough(id)) => {
+                let backing = sys::adopt_backing(&reply, id);
+                let handle = FileHandle(ino.0 | PASSTHROUGH_HANDLE);
+                reply.opened_passthrough(handle, FopenFlags::empty(), &backing);
+                // The registration lives until the last release.
+                let _: u32 = backing.into_raw();
+            }
+            Ok(Decision::Cached { was_passthrough }) => {
+                reply.opened(FileHandle(ino.0), Self::opened_flags(was_passthrough));
+            }
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let made = self.make(req, (parent, name), mode, NodeKind::File);
+        let facts = match made {
+            Ok(facts) => facts,
+            Err(error) => return reply.error(error),
+        };
+        let node = match self.store().node(facts.ino) {
+            Ok(node) => node,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let decision = self.decide(req, &node, flags, |fd| reply.open_backing(fd));
+        let attributes = file_attributes(&facts);
+        match decision {
+            Ok(Decision::Passthrough(id)) => {
+                let backing = sys::adopt_created_backing(&reply, id);
+                let handle = FileHandle(facts.ino | PASSTHROUGH_HANDLE);
+                let flags = FopenFlags::empty();
+                reply.created_passthrough(&TTL, &attributes, GENERATION, handle, flags, &backing);
+                let _: u32 = backing.into_raw();
+            }
+            Ok(Decision::Cached { was_passthrough }) => {
+                let flags = Self::opened_flags(was_passthrough);
+                reply.created(&TTL, &attributes, GENERATION, FileHandle(facts.ino), flags);
+            }
+            Err(error) => reply.error(error),
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let node = match self.store().node(ino.0) {
+            Ok(node) => node,
+            Err(error) => return reply.error(errno(error)),
+        };
+        match self.store().read(&node, offset, size, None) {
+            Ok(Outcome::Done(bytes)) => reply.data(&bytes),
+            Ok(Outcome::Needs(_)) => {
+                self.complete_small(&node);
+                let transfer = self.parts.transfer.clone();
+                self.pool
+                    .run(move || match transfer.read(&node, offset, size) {
+                        Ok(bytes) => reply.data(&bytes),
+                        Err(error) => reply.error(errno(error)),
+                    });
+            }
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let node = match self.store().node(ino.0) {
+            Ok(node) => node,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let written = u32::try_from(data.len()).unwrap_or(0);
+        match self.store().write(&node, offset, data, None) {
+            Ok(Outcome::Done(())) => reply.written(written),
+            Ok(Outcome::Needs(_)) => {
+                self.complete_small(&node);
+                let (transfer, data) = (self.parts.transfer.clone(), data.to_vec());
+                self.pool
+                    .run(move || match transfer.write(&node, offset, &data) {
+                        Ok(()) => reply.written(written),
+                        Err(error) => reply.error(errno(error)),
+                    });
+            }
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        if self.carried_out(req).is_none()
+            && let Ok(node) = self.store().node(ino.0)
+        {
+            let passthrough = fh.0 & PASSTHROUGH_HANDLE != 0;
+            match self.store().released(&node, passthrough, unique(req)) {
+                Ok(Some(backing)) => {
+                    if let Err(error) = sys::close_backing(self.parts.device.as_fd(), backing) {
+                        tracing::warn!(%error, ino = ino.0, "give back a backing file");
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => tracing::error!(%error, ino = ino.0, "note a close"),
+            }
+        }
+        reply.ok();
+    }
+
+    fn fsync(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let sync = || {
+            let node = self.store().node(ino.0)?;
+            self.store().sync(&node)
+        };
+        Self::empty(reply, sync());
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.listings.put(handle, self.store().list(ino.0));
+        reply.opened(FileHandle(handle), FopenFlags::empty());
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        for (number, name) in [(1, "."), (2, "..")] {
+            if offset < number && reply.add(ino, number, FileType::Directory, name) {
+                return reply.ok();
+            }
+        }
+        let listing = self.listing(ino, fh);
+        let begin = listing.partition_point(|listed| listed.cookie <= offset.max(2));
+        for listed in listing.iter().skip(begin) {
+            let Some(kind) = self.store().kind(listed.ino) else {
+                continue;
+            };
+            let ino = INodeNo(listed.ino);
+            if reply.add(ino, listed.cookie, file_type(&kind), &listed.name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        if offset < 2
+            && let Ok(facts) = self.store().facts(ino.0)
+        {
+            let attributes = file_attributes(&facts);
+            for (number, name) in [(1, "."), (2, "..")] {
+                if offset < number && reply.add(ino, number, name, &TTL, &attributes, GENERATION) {
+                    return reply.ok();
+                }
+            }
+        }
+        let listing = self.listing(ino, fh);
+        let begin = listing.partition_point(|listed| listed.cookie <= offset.max(2));
+        for listed in listing.iter().skip(begin) {
+            // The kernel keeps what it is told here: only what is still true may be told.
+            let place = Place {
+                parent: ino.0,
+                name: &listed.name,
+            };
+            let Ok(facts) = self.store().lookup(place) else {
+                continue;
+            };
+            let attributes = file_attributes(&facts);
+            let ino = INodeNo(facts.ino);
+            if reply.add(
+                ino,
+                listed.cookie,
+                &listed.name,
+                &TTL,
+                &attributes,
+                GENERATION,
+            ) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.listings.remove(fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        Self::empty(reply, self.store().sync_names());
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        match rustix::fs::fstatvfs(&self.parts.cache_directory) {
+            Ok(stat) => reply.statfs(
+                stat.f_blocks,
+                stat.f_bfree,
+                stat.f_bavail,
+                stat.f_files,
+                stat.f_ffree,
+                u32::try_from(stat.f_bsize).unwrap_or(4096),
+                255,
+                u32::try_from(stat.f_frsize).unwrap_or(4096),
+            ),
+            Err(error) => reply.error(errno(error.into())),
+        }
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let node = match self.store().node(ino.0) {
+            Ok(node) => node,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let mode = mode.cast_unsigned();
+        match self.store().allocate(&node, mode, offset, length, None) {
+            Ok(Outcome::Done(())) => reply.ok(),
+            Ok(Outcome::Needs(_)) => {
+                let transfer = self.parts.transfer.clone();
+                self.pool.run(move || {
+                    Self::empty(reply, transfer.allocate(&node, mode, offset, length))
+                });
+            }
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let seek = || {
+            let node = self.store().node(ino.0)?;
+            self.store().seek(&node, offset, whence)
+        };
+        match whence {
+            SEEK_DATA | SEEK_HOLE => match seek() {
+                Ok(found) => reply.offset(found),
+                Err(error) => reply.error(errno(error)),
+            },
+            _ => reply.error(Errno::EINVAL),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        ino_in: INodeNo,
+        _fh_in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        _fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let copy = || {
+            let from = self.store().node(ino_in.0)?;
+            let to = self.store().node(ino_out.0)?;
+            self.store()
+                .copy_range((&from, offset_in), (&to, offset_out), len)
+        };
+        match copy() {
+            Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
+            // The kernel then copies by reading and writing.
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! The few places where the system's interface needs `unsafe`.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::io::DupFlags;
+use rustix::ioctl;
+
+/// Takes over a descriptor that the supervisor passed by inheritance under a number.
+///
+/// Refuses a number that is not open.
+pub fn adopt_descriptor(number: RawFd) -> io::Result<OwnedFd> {
+    if number < 3 {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    // SAFETY: only the worker's start calls this, once for each number of its specification, before it opens anything else.
+    let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+    if let Err(error) = rustix::io::fcntl_setfd(&descriptor, rustix::io::FdFlags::CLOEXEC) {
+        std::mem::forget(descriptor);
+        return Err(error.into());
+    }
+    Ok(descriptor)
+}
+
+/// Makes the descriptor `target` refer to what `source` refers to, as `dup3` does.
+pub fn replace_descriptor(source: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the number stays owned by the caller's object; the value made here is forgotten and never closes it.
+    let mut borrowed =
+        std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(target.as_raw_fd()) });
+    rustix::io::dup3(source, &mut borrowed, DupFlags::CLOEXEC)?;
+    Ok(())
+}
+
+const BACKING_CLOSE: ioctl::Opcode = ioctl::opcode::write::<u32>(229, 2);
+
+/// Gives back a passthrough registration: `FUSE_DEV_IOC_BACKING_CLOSE`.
+pub fn close_backing(fuse_device: impl AsFd, backing_id: u32) -> io::Result<()> {
+    // SAFETY: the opcode takes a pointer to a u32, which the setter passes.
+    unsafe {
+        let request = ioctl::Setter::<BACKING_CLOSE, u32>::new(backing_id);
+        ioctl::ioctl(fuse_device, request)?;
+    }
+    Ok(())
+}
+
+/// Wraps a registration for the reply to an open.
+pub fn adopt_backing(reply: &fuser::ReplyOpen, backing_id: u32) -> fuser::BackingId {
+    // SAFETY: the number was registered on this connection and is given back at the last release only;
+    // the caller turns the wrapper back into the number.
+    unsafe { reply.wrap_backing(backing_id) }
+}
+
+/// Wraps a registration for the reply to a create.
+pub fn adopt_created_backing(reply: &fuser::ReplyCreate, backing_id: u32) -> fuser::BackingId {
+    // SAFETY: as in `adopt_backing`.
+    unsafe { reply.wrap_backing(backing_id) }
+}

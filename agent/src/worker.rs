@@ -1,0 +1,165 @@
+//! The process that serves a mount. It may be killed at any moment: its successor goes on.
+
+mod attach;
+pub mod client;
+mod control;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context;
+use common::agent::hand::{MountOptions, SessionPlace};
+use serde::{Deserialize, Serialize};
+
+use crate::base::Base;
+use crate::cache::disk::RealDisk;
+use crate::cache::namespace::Owner;
+use crate::cache::store::{Store, StoreParts};
+use crate::cache::tree::Tree;
+use crate::fs::{MountFs, MountFsParts, Transfer};
+use crate::sys;
+
+/// What a worker is started with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerSpec {
+    /// Where the session lives.
+    pub place: SessionPlace,
+    /// How the mount is made.
+    pub options: MountOptions,
+    /// Number of the inherited FUSE device.
+    pub device: RawFd,
+    /// Number of the inherited runtime journal.
+    pub runtime: RawFd,
+    /// The kernel's first request.
+    pub init: Vec<u8>,
+    /// How many workers there have been, this one counted.
+    pub starts: u32,
+    /// The supervisor.
+    pub supervisor_pid: u32,
+}
+
+const SWEEP_EVERY: Duration = Duration::from_millis(500);
+
+/// Serves the mount until it is gone.
+pub fn run(spec: WorkerSpec) -> anyhow::Result<()> {
+    die_on_panic();
+    let device = sys::adopt_descriptor(spec.device).context("take over the FUSE device")?;
+    let runtime = sys::adopt_descriptor(spec.runtime).context("take over the runtime journal")?;
+    raise_descriptor_limit();
+    let tree = Tree::load(&spec.place.session_directory().join("tree"))?;
+    let owner = owner_of(&spec.place)?;
+    let cache = spec.place.cache_directory();
+    let store = Store::open(StoreParts {
+        disk: Arc::new(RealDisk::open(&cache).context("open the cache directory")?),
+        runtime: File::from(runtime),
+        owner,
+        tree: Arc::new(tree),
+    });
+    let store = Arc::new(store.context("open the write cache")?);
+    let wait = Duration::from_secs(spec.options.base_wait_s.into());
+    let base = Arc::new(Base::new(store.tree_hash(), wait));
+    let passthrough = Arc::new(Mutex::new(Err("not negotiated".to_owned())));
+    let filesystem = MountFs::new(MountFsParts {
+        transfer: Arc::new(Transfer::new(store.clone(), base.clone())),
+        device: device.try_clone()?,
+        owner,
+        passthrough: spec.options.passthrough,
+        small_file_bytes: spec.options.small_file_bytes,
+        cache_directory: OwnedFd::from(File::open(&cache)?),
+        passthrough_outcome: passthrough.clone(),
+        store: store.clone(),
+    })?;
+    let session = attach::attach(filesystem, device.as_fd(), &spec.init)?;
+    let shared = Arc::new(control::Shared {
+        spec,
+        store: store.clone(),
+        base,
+        passthrough,
+    });
+    control::listen(shared.clone())?;
+    std::thread::Builder::new()
+        .name("sweep".to_owned())
+        .spawn(move || sweep(&store))?;
+    if shared.spec.starts > 1 {
+        attach::ask_for_resend(device.as_fd());
+    }
+    tracing::info!(
+        starts = shared.spec.starts,
+        device = device.as_raw_fd(),
+        "serving"
+    );
+    session.run().context("serve")
+}
+
+// A thread that panics would leave requests without an answer; a new process answers them.
+fn die_on_panic() {
+    let told = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        told(info);
+        std::process::abort();
+    }));
+}
+
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    setrlimit(Resource::Nofile, wanted).ok();
+}
+
+fn owner_of(place: &SessionPlace) -> anyhow::Result<Owner> {
+    let users = std::fs::read_to_string("/etc/passwd").context("read /etc/passwd")?;
+    let find = |line: &str| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        let user = fields.nth(1)?.parse().ok()?;
+        let group = fields.next()?.parse().ok()?;
+        (name == place.os_user.as_str()).then_some(Owner { user, group })
+    };
+    users
+        .lines()
+        .find_map(find)
+        .with_context(|| format!("there is no OS user {}", place.os_user))
+}
+
+fn sweep(store: &Store) {
+    loop {
+        std::thread::sleep(SWEEP_EVERY);
+        if let Err(error) = store.reap() {
+            tracing::error!(%error, "free the space of removed files");
+        }
+        if let Err(error) = store.sync_names() {
+            tracing::error!(%error, "flush the catalog");
+        }
+    }
+}
+
+/// The I/O error of a worker's thread, in words.
+pub(crate) fn log_end(what: &str, result: io::Result<()>) {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
+            tracing::info!(%error, "{what} ended");
+        }
+        _ => tracing::info!("{what} ended"),
+    }
+}
+
+/// The subcommand `worker`.
+pub fn command(spec: &str) -> std::process::ExitCode {
+    let result = serde_json::from_str(spec)
+        .context("read the specification")
+        .and_then(run);
+    match result {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("the worker ends: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

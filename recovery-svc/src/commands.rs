@@ -1,0 +1,175 @@
+//! Commands, as mount-svc delegates them. Idempotent: the id of each is in the inbox with the same commit that it caused.
+
+use std::sync::Arc;
+
+use common::agent::hand::SessionPlace;
+use common::ids::{BackupLabel, RepositoryName, SessionId, TargetName};
+use common::messages::{Command, Envelope, Limits, MountFiles, Publish, SessionKind, TraceParent};
+use common::problem::{ErrorCode, Problem};
+use common::session::{Accept, Input, SessionSpec};
+
+use crate::service::{CommandMark, Service, Taken};
+use crate::worker::{Unhandled, mark};
+
+/// Takes a command.
+pub(crate) async fn take(
+    service: &Arc<Service>,
+    envelope: Envelope<Command>,
+) -> Result<&'static str, Unhandled> {
+    let mark = mark(&envelope)?;
+    let traceparent = envelope.traceparent.clone();
+    let taken = match envelope.payload {
+        Command::Publish(command) => begin(service, mark, Wish::from(command), traceparent).await?,
+        Command::MountFiles(command) => {
+            begin(service, mark, Wish::from(command), traceparent).await?
+        }
+        Command::Unpublish(command) => {
+            steer(service, mark, command.session_id, Input::Unpublish).await?
+        }
+        Command::Cancel(command) => steer(service, mark, command.session_id, Input::Cancel).await?,
+        Command::Retry(command) => steer(service, mark, command.session_id, Input::Retry).await?,
+    };
+    Ok(match taken {
+        Taken::Accepted => "accepted",
+        Taken::Duplicate => "duplicate",
+        Taken::Rejected(_) | Taken::Unknown => "rejected",
+    })
+}
+
+/// What both commands that begin a session say.
+struct Wish {
+    kind: SessionKind,
+    repository: RepositoryName,
+    backup: Option<BackupLabel>,
+    target: TargetName,
+    port: Option<u16>,
+    reason: Option<String>,
+}
+
+impl From<Publish> for Wish {
+    fn from(command: Publish) -> Self {
+        Self {
+            kind: SessionKind::Publish,
+            repository: command.repository,
+            backup: command.backup,
+            target: command.target,
+            port: command.port,
+            reason: command.reason,
+        }
+    }
+}
+
+impl From<MountFiles> for Wish {
+    fn from(command: MountFiles) -> Self {
+        Self {
+            kind: SessionKind::Mount,
+            repository: command.repository,
+            backup: command.backup,
+            target: command.target,
+            port: None,
+            reason: command.reason,
+        }
+    }
+}
+
+async fn begin(
+    service: &Arc<Service>,
+    mark: CommandMark,
+    wish: Wish,
+    traceparent: Option<TraceParent>,
+) -> Result<Taken, Unhandled> {
+    let session_id = SessionId::from(mark.id);
+    // A duplicate must not be refused for a limit that its first copy was within.
+    if service.stored(session_id).await?.is_some() {
+        return Ok(Taken::Duplicate);
+    }
+    match spec(service, session_id, wish) {
+        Ok(spec) => {
+            let request = Accept {
+                session_id,
+                command_id: mark.id,
+                retry: service.config.retry.of(spec.kind),
+                spec,
+            };
+            Ok(service.begin(mark, request, traceparent).await?)
+        }
+        Err(problem) => Ok(service.reject(mark, problem).await?),
+    }
+}
+
+fn spec(service: &Service, session_id: SessionId, wish: Wish) -> Result<SessionSpec, Problem> {
+    let target = service.config.target(&wish.target)?;
+    if wish.port == Some(0) {
+        return Err(Problem::new(
+            ErrorCode::InvalidField,
+            "port is 0",
+            "choose 1 to 65535, or leave it out for the target's default",
+        ));
+    }
+    let reason_chars = wish.reason.as_ref().map_or(0, |text| text.chars().count());
+    if reason_chars > Limits::REASON_CHARS {
+        return Err(Problem::new(
+            ErrorCode::InvalidField,
+            format!(
+                "reason has {reason_chars} characters, {} are allowed",
+                Limits::REASON_CHARS
+            ),
+            "say it in fewer words",
+        ));
+    }
+    let sessions_max = service.config.limits.sessions_max;
+    if service.session_count() >= sessions_max {
+        return Err(Problem::new(
+            ErrorCode::NotPossibleNow,
+            format!(
+                "{sessions_max} sessions have not ended, which is the limit of this mount server"
+            ),
+            "unpublish or cancel one, or raise limits.sessions_max",
+        ));
+    }
+    let port = match wish.kind {
+        SessionKind::Publish => Some(wish.port.unwrap_or(target.default_port)),
+        SessionKind::Mount => None,
+    };
+    Ok(SessionSpec {
+        kind: wish.kind,
+        repository: wish.repository,
+        backup: wish.backup,
+        target: wish.target,
+        place: SessionPlace {
+            session_id,
+            mount_root: target.mount_root.clone(),
+            cache_root: target.cache_root.clone(),
+            os_user: target.os_user.clone(),
+        },
+        port,
+        reason: wish.reason,
+    })
+}
+
+async fn steer(
+    service: &Arc<Service>,
+    mark: CommandMark,
+    session_id: SessionId,
+    input: Input,
+) -> Result<Taken, Unhandled> {
+    match service.give(session_id, input, Some(mark.clone())).await? {
+        Taken::Unknown => {
+            let problem = unknown(service, session_id);
+            Ok(service.reject(mark, problem).await?)
+        }
+        taken => Ok(taken),
+    }
+}
+
+/// There is no session of this id.
+pub(crate) fn unknown(service: &Service, session_id: SessionId) -> Problem {
+    Problem::new(
+        ErrorCode::UnknownSession,
+        format!(
+            "mount server {} has no session {session_id}",
+            service.config.server
+        ),
+        "see explorer sessions for those that there are",
+    )
+}

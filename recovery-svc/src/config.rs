@@ -1,0 +1,178 @@
+//! The configuration of recovery-svc.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use common::config::{BrokerConfig, TargetConfig};
+use common::ids::{ServerName, TargetName};
+use common::messages::SessionKind;
+use common::problem::{ErrorCode, Problem};
+use common::session::RetryPolicy;
+use serde::{Deserialize, Serialize};
+
+/// Everything that recovery-svc is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// The mount server's name: its queues are `mount.<server>` and `recovery.<server>`.
+    pub server: ServerName,
+    /// Where the journal is kept.
+    pub state_directory: PathBuf,
+    /// Address of `/healthz`, `/readyz` and `/metrics`.
+    #[serde(default = "default_http_listen")]
+    pub http_listen: SocketAddr,
+    /// The broker.
+    pub broker: BrokerConfig,
+    /// Targets, by name.
+    #[serde(default)]
+    pub targets: BTreeMap<TargetName, TargetConfig>,
+    /// How often and how soon each kind of session tries again by itself.
+    #[serde(default)]
+    pub retry: RetryConfig,
+    /// Limits and intervals.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+}
+
+/// Retry policies by kind of session.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetryConfig {
+    /// Sessions that publish.
+    #[serde(default)]
+    pub publish: RetryPolicy,
+    /// Sessions that mount files.
+    #[serde(default)]
+    pub mount: RetryPolicy,
+}
+
+impl RetryConfig {
+    /// The policy of a kind.
+    pub fn of(&self, kind: SessionKind) -> RetryPolicy {
+        match kind {
+            SessionKind::Publish => self.publish,
+            SessionKind::Mount => self.mount,
+        }
+    }
+}
+
+/// Limits and intervals. Those in milliseconds are there for tests; their defaults are the promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LimitsConfig {
+    /// Most sessions that have not ended.
+    pub sessions_max: usize,
+    /// Most requests to agents at a time.
+    pub hand_requests_max: usize,
+    /// How often an established session is looked at, in milliseconds.
+    pub watch_every_ms: u64,
+    /// How often a recovering instance is looked at, in milliseconds.
+    pub recovery_poll_every_ms: u64,
+    /// How long replay may stand still before recovery counts as failed for now, in seconds.
+    pub recovery_stall_s: u64,
+    /// How long mount-svc may take to mount or release while the broker is up, in seconds.
+    pub mount_answer_s: u64,
+    /// How long a fast stop of PostgreSQL may take before it becomes an immediate one, in seconds.
+    pub stop_timeout_s: u32,
+    /// Most that the start of an automatic attempt is delayed at random, in milliseconds.
+    pub retry_jitter_ms: u64,
+    /// How long after its time an automatic attempt that did not come back from the broker is begun nevertheless, in seconds.
+    pub retry_overdue_s: u32,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            sessions_max: 64,
+            hand_requests_max: 16,
+            watch_every_ms: 5_000,
+            recovery_poll_every_ms: 500,
+            recovery_stall_s: 600,
+            mount_answer_s: 900,
+            stop_timeout_s: 60,
+            retry_jitter_ms: 15_000,
+            retry_overdue_s: 240,
+        }
+    }
+}
+
+fn default_http_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 9632))
+}
+
+impl Config {
+    /// Checks what the types alone do not; nothing is opened.
+    pub fn validate(&self) -> Result<(), Problem> {
+        let wrong = |message: String, remedy: &str| {
+            let code = ErrorCode::InvalidConfiguration;
+            Err(Problem::new(code, message, remedy))
+        };
+        self.broker.validate()?;
+        for (name, target) in &self.targets {
+            target.validate(name.as_str())?;
+        }
+        if !self.state_directory.is_absolute() {
+            return wrong(
+                "state_directory is a relative path".to_owned(),
+                "give an absolute path",
+            );
+        }
+        for (name, policy) in [("publish", self.retry.publish), ("mount", self.retry.mount)] {
+            if policy.automatic_max > 1_000 || policy.every_s == 0 || policy.every_s > 86_400 {
+                return wrong(
+                    format!("retry.{name} asks for {policy:?}"),
+                    "choose automatic_max 0 to 1000 and every_s 1 to 86400",
+                );
+            }
+        }
+        let limits = &self.limits;
+        for (name, value, max) in [
+            ("sessions_max", limits.sessions_max as u64, 10_000),
+            ("hand_requests_max", limits.hand_requests_max as u64, 256),
+            ("watch_every_ms", limits.watch_every_ms, 300_000),
+            (
+                "recovery_poll_every_ms",
+                limits.recovery_poll_every_ms,
+                60_000,
+            ),
+            ("recovery_stall_s", limits.recovery_stall_s, 604_800),
+            ("mount_answer_s", limits.mount_answer_s, 86_400),
+            ("stop_timeout_s", u64::from(limits.stop_timeout_s), 3_600),
+        ] {
+            if value == 0 || value > max {
+                return wrong(
+                    format!("limits.{name} is {value}"),
+                    &format!("choose 1 to {max}"),
+                );
+            }
+        }
+        if limits.retry_jitter_ms > 60_000 {
+            return wrong(
+                format!("limits.retry_jitter_ms is {}", limits.retry_jitter_ms),
+                "choose 0 to 60000",
+            );
+        }
+        Ok(())
+    }
+
+    /// The target of a name, or the refusal that names what there is.
+    pub fn target(&self, name: &TargetName) -> Result<&TargetConfig, Problem> {
+        self.targets.get(name).ok_or_else(|| {
+            let known: Vec<&str> = self
+                .targets
+                .keys()
+                .map(TargetName::as_str)
+                .take(20)
+                .collect();
+            let known = if known.is_empty() {
+                "(none is configured)".to_owned()
+            } else {
+                known.join(", ")
+            };
+            Problem::new(
+                ErrorCode::UnknownTarget,
+                format!("mount server {} has no target {name}", self.server),
+                format!("choose one of: {known}"),
+            )
+        })
+    }
+}

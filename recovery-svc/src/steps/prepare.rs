@@ -1,0 +1,59 @@
+//! Prepare: PostgreSQL of the backup's major version is found, then configuration and recovery settings are written.
+
+use common::agent::hand::{InstanceOptions, Request, Response};
+use common::messages::Step;
+use common::problem::{ErrorCode, Problem};
+use common::session::StepOutcome;
+
+use super::Run;
+use crate::hand::{ACT_FOR, LOOK_FOR, unexpected};
+
+pub(super) async fn run(run: Run<'_>) -> Result<StepOutcome, Problem> {
+    let state = run.state();
+    let target = run.target()?;
+    let (Some(mount), Some(port)) = (&state.mount, state.spec.port) else {
+        return Err(Problem::new(
+            ErrorCode::Internal,
+            "the session has no mount or no port to prepare for",
+            "report this as a bug",
+        ));
+    };
+    let hand = run.hand().await?;
+    let find = Request::FindPostgresql {
+        major: mount.postgresql_major,
+        extra_directories: target.program_directories.clone(),
+    };
+    let programs = match hand.ask(find, LOOK_FOR).await? {
+        Response::Postgresql(found) => found,
+        other => return Err(unexpected("where PostgreSQL is", &other)),
+    };
+    let instance = InstanceOptions {
+        program_directory: programs.program_directory,
+        port,
+        listen_addresses: target.listen_addresses.clone(),
+        hba_lines: target.hba_lines.clone(),
+        superuser: target.superuser.clone(),
+        shared_buffers_bytes: target.shared_buffers_bytes,
+        settings: target.settings.clone(),
+    };
+    let request = Request::Prepare {
+        place: state.spec.place.clone(),
+        instance: instance.clone(),
+    };
+    let prepared = match hand.ask(request, ACT_FOR).await? {
+        Response::Prepared(prepared) => prepared,
+        other => return Err(unexpected("prepare", &other)),
+    };
+    let missing = &prepared.missing_libraries;
+    if !missing.is_empty() {
+        let text = format!(
+            "left out of shared_preload_libraries, since the target does not have them: {}",
+            missing.join(", ")
+        );
+        run.progress(Step::Prepare, text, (None, None)).await;
+    }
+    for remark in prepared.remarks.into_iter().take(20) {
+        run.progress(Step::Prepare, remark, (None, None)).await;
+    }
+    Ok(StepOutcome::Prepared(Box::new(instance)))
+}

@@ -1,0 +1,191 @@
+//! Recover: PostgreSQL replays until it accepts reads and writes; as long as replay advances it may take any time.
+
+use std::time::Duration;
+
+use common::agent::hand::{InstanceStatus, Request, Response};
+use common::messages::{Published, Step};
+use common::problem::{ErrorCode, Problem};
+use common::session::StepOutcome;
+use tokio::time::Instant;
+
+use super::{Finished, Grip, Run, prepared};
+use crate::executor::pause;
+use crate::hand::{LOOK_FOR, unexpected};
+
+/// Between two progress events of one session.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// How long the agent may fail to answer before the step does.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+pub(super) async fn run(run: Run<'_>) -> Finished {
+    let limits = &run.service.config.limits;
+    let poll_every = Duration::from_millis(limits.recovery_poll_every_ms);
+    let stall_max = Duration::from_secs(limits.recovery_stall_s);
+    let mut hand = None;
+    let mut silent_since: Option<Instant> = None;
+    let mut advanced_at = Instant::now();
+    let mut told_at: Option<Instant> = None;
+    let mut seen_lsn: Option<String> = None;
+    loop {
+        match look(&run, &mut hand).await {
+            Ok(InstanceStatus::Ready {
+                version,
+                timeline,
+                reached_lsn,
+                reached_at,
+            }) => {
+                let reached = Reached {
+                    version,
+                    timeline,
+                    reached_lsn,
+                    reached_at,
+                };
+                return published(&run, reached).into();
+            }
+            Ok(InstanceStatus::Stopped { last_log_lines }) => {
+                return Finished::Failed(stopped(&last_log_lines));
+            }
+            Ok(InstanceStatus::Recovering { replayed_lsn }) => {
+                silent_since = None;
+                if replayed_lsn.is_some() && replayed_lsn != seen_lsn {
+                    seen_lsn = replayed_lsn;
+                    advanced_at = Instant::now();
+                    if told_at.is_none_or(|at| at.elapsed() >= PROGRESS_EVERY) {
+                        told_at = Some(Instant::now());
+                        tell(&run, seen_lsn.as_deref().unwrap_or_default()).await;
+                    }
+                } else if advanced_at.elapsed() >= stall_max {
+                    return Finished::Failed(stalled(seen_lsn.as_deref(), stall_max));
+                }
+            }
+            Err(problem) if problem.is_permanent() => return Finished::Failed(problem),
+            Err(problem) => {
+                hand = None;
+                let since = *silent_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= SILENCE_MAX {
+                    return Finished::Failed(problem);
+                }
+            }
+        }
+        if !pause(poll_every, run.stop).await {
+            return Finished::Interrupted;
+        }
+    }
+}
+
+async fn look<'a>(run: &Run<'a>, hand: &mut Option<Grip<'a>>) -> Result<InstanceStatus, Problem> {
+    let hand = match hand {
+        Some(hand) => hand,
+        None => hand.insert(super::grip(run.service, &run.stored.state).await?),
+    };
+    let request = Request::InstanceStatus {
+        place: run.state().spec.place.clone(),
+        instance: prepared(run.state())?,
+    };
+    match hand.ask(request, LOOK_FOR).await? {
+        Response::Instance(status) => Ok(status),
+        other => Err(unexpected("the instance's status", &other)),
+    }
+}
+
+async fn tell(run: &Run<'_>, replayed: &str) {
+    let end = run
+        .state()
+        .mount
+        .as_ref()
+        .and_then(|m| m.end_lsn.as_deref());
+    let text = match end {
+        Some(end) => format!("replayed {replayed} of {end}"),
+        None => format!("replayed {replayed}"),
+    };
+    let bytes = (lsn_bytes(replayed), end.and_then(lsn_bytes));
+    run.progress(Step::Recover, text, bytes).await;
+}
+
+/// A WAL position `X/X` as a number of bytes.
+pub(crate) fn lsn_bytes(text: &str) -> Option<u64> {
+    let (high, low) = text.split_once('/')?;
+    let part = |hex: &str| u32::from_str_radix(hex, 16).ok();
+    Some(u64::from(part(high)?) << 32 | u64::from(part(low)?))
+}
+
+struct Reached {
+    version: String,
+    timeline: u32,
+    reached_lsn: String,
+    reached_at: Option<String>,
+}
+
+fn published(run: &Run<'_>, reached: Reached) -> Result<StepOutcome, Problem> {
+    let state = run.state();
+    let place = &state.spec.place;
+    let (Some(mount), Some(instance)) = (&state.mount, &state.instance) else {
+        return Err(Problem::new(
+            ErrorCode::Internal,
+            "the session is published without a mount or an instance",
+            "report this as a bug",
+        ));
+    };
+    Ok(StepOutcome::Recovered(Box::new(Published {
+        host: run.target()?.host.clone(),
+        port: instance.port,
+        socket_directory: place.socket_directory(),
+        data_directory: mount.data_directory.clone(),
+        version: reached.version,
+        backup: mount.backup.clone(),
+        timeline: reached.timeline,
+        reached_lsn: reached.reached_lsn,
+        reached_at: reached.reached_at.and_then(|text| text.parse().ok()),
+        steps: Vec::new(),
+    })))
+}
+
+/// PostgreSQL is not there any more; its last words say why.
+pub(crate) fn stopped(last_log_lines: &[String]) -> Problem {
+    let words: Vec<&str> = last_log_lines.iter().map(String::as_str).collect();
+    let words = if words.is_empty() {
+        "its log is empty".to_owned()
+    } else {
+        // The end matters most, and a problem's text is cut at its end.
+        let text = words.join(" | ");
+        let skip = text.chars().count().saturating_sub(800);
+        text.chars().skip(skip).collect()
+    };
+    Problem::new(
+        ErrorCode::InstanceFailed,
+        format!("PostgreSQL is not running; its last log lines: {words}"),
+        "look into the session's log directory, mend the cause, then retry",
+    )
+}
+
+fn stalled(replayed: Option<&str>, limit: Duration) -> Problem {
+    Problem::new(
+        ErrorCode::RecoveryFailed,
+        format!(
+            "recovery stands still at {} for {} s",
+            replayed.unwrap_or("an unknown position"),
+            limit.as_secs()
+        ),
+        "check the repository, the mount and PostgreSQL's log, then retry",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lsn_bytes;
+
+    #[test]
+    fn a_wal_position_is_a_number_of_bytes() {
+        for (text, bytes) in [
+            ("0/3000060", Some(0x300_0060)),
+            ("1/0", Some(1 << 32)),
+            ("FFFFFFFF/FFFFFFFF", Some(u64::MAX)),
+            ("", None),
+            ("1", None),
+            ("1/x", None),
+            ("100000000/0", None),
+        ] {
+            assert_eq!(lsn_bytes(text), bytes, "{text}");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Opening files below a directory without ever following a link: each part of the path is opened by
+//! itself with `O_NOFOLLOW`, so no rename or link made meanwhile leads elsewhere.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, openat};
+
+use crate::pg_basebackup::ReadAt;
+
+/// Opens a directory that the configuration (not a backup) names; links in its path are followed.
+pub(crate) fn open_root(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// Opens a directory below `root`; an empty path is `root` itself.
+pub(crate) fn open_directory(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut directory = openat(root, ".", flags, Mode::empty())?;
+    for part in path.split('/').filter(|part| !part.is_empty()) {
+        refuse_dots(part)?;
+        directory = openat(&directory, part, flags, Mode::empty())?;
+    }
+    Ok(directory)
+}
+
+/// Opens a regular file below `root` for reading.
+pub(crate) fn open_file(root: BorrowedFd<'_>, path: &str) -> io::Result<File> {
+    let (directory, name) = path.rsplit_once('/').unwrap_or(("", path));
+    refuse_dots(name)?;
+    let directory = match directory {
+        "" => None,
+        path => Some(open_directory(root, path)?),
+    };
+    // O_NONBLOCK: a named pipe put there meanwhile must not hold us.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let at = directory.as_ref().map_or(root, AsFd::as_fd);
+    let file = File::from(openat(at, name, flags, Mode::empty())?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is not a regular file",
+        )),
+    }
+}
+
+fn refuse_dots(part: &str) -> io::Result<()> {
+    match part {
+        "" | "." | ".." => Err(io::Error::from(io::ErrorKind::InvalidInput)),
+        _ => Ok(()),
+    }
+}
+
+/// Reads until the buffer is full or the file ends.
+pub(crate) fn read_full_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0;
+    while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset + done as u64) {
+            Ok(0) => break,
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+/// A file whose size is known.
+#[derive(Debug)]
+pub(crate) struct SizedFile<'a> {
+    pub(crate) file: &'a File,
+    pub(crate) size_bytes: u64,
+}
+
+impl ReadAt for SizedFile<'_> {
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        read_full_at(self.file, offset, buffer)
+    }
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+}

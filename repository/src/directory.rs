@@ -1,0 +1,153 @@
+//! A repository that is a directory: one backup itself, or holding backups as its children.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::pg_basebackup::{Place, looks_like_a_backup, open_backup};
+use crate::{Backup, BackupChoice, OpenOptions, Repository, RepositoryError, RestorePoints};
+
+/// Opens a repository: a directory that is one backup, or whose children are. The label of a backup is its directory's name.
+pub fn open_repository(
+    path: &Path,
+    options: OpenOptions,
+) -> Result<Box<dyn Repository>, RepositoryError> {
+    let shown = || path.display().to_string();
+    let real = path.canonicalize();
+    let real =
+        real.map_err(|error| RepositoryError::unreadable(shown(), "open repository", error))?;
+    if !real.is_dir() {
+        let error = io::Error::from(io::ErrorKind::NotADirectory);
+        return Err(RepositoryError::unreadable(
+            shown(),
+            "open repository",
+            error,
+        ));
+    }
+    Ok(Box::new(DirectoryRepository {
+        path: real,
+        options,
+    }))
+}
+
+#[derive(Debug)]
+struct DirectoryRepository {
+    path: PathBuf,
+    options: OpenOptions,
+}
+
+impl DirectoryRepository {
+    fn shown(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn unreadable(&self, error: io::Error) -> RepositoryError {
+        RepositoryError::unreadable(self.shown(), "list repository", error)
+    }
+
+    /// The backups' places, and whether some were left out.
+    fn places(&self) -> Result<(Vec<Place<'_>>, bool), RepositoryError> {
+        if looks_like_a_backup(&self.path) {
+            let name = self.path.file_name().and_then(|name| name.to_str());
+            let label = name.unwrap_or("backup").to_owned();
+            return Ok((vec![self.place(self.path.clone(), label)], false));
+        }
+        let mut places = Vec::new();
+        for entry in std::fs::read_dir(&self.path).map_err(|error| self.unreadable(error))? {
+            let entry = entry.map_err(|error| self.unreadable(error))?;
+            let is_directory = entry
+                .file_type()
+                .map_err(|error| self.unreadable(error))?
+                .is_dir();
+            // A name that is not UTF-8 cannot be a label.
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            if !is_directory || name.starts_with('.') || !looks_like_a_backup(&entry.path()) {
+                continue;
+            }
+            if places.len() == self.options.limits.backup_count {
+                return Ok((places, true));
+            }
+            places.push(self.place(entry.path(), name));
+        }
+        Ok((places, false))
+    }
+
+    fn place(&self, path: PathBuf, label: String) -> Place<'_> {
+        Place {
+            repository: &self.path,
+            path,
+            label,
+        }
+    }
+
+    fn unknown(&self, what: String) -> RepositoryError {
+        RepositoryError::UnknownBackup {
+            repository: self.shown(),
+            what,
+        }
+    }
+
+    fn open_label(&self, label: &str) -> Result<Arc<dyn Backup>, RepositoryError> {
+        let itself = looks_like_a_backup(&self.path);
+        let own = self
+            .path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or("backup");
+        let path = match itself {
+            true if label == own => Some(self.path.clone()),
+            true => None,
+            false => {
+                let plain =
+                    !label.is_empty() && !label.starts_with('.') && !label.contains(['/', '\0']);
+                let child = plain.then(|| self.path.join(label));
+                child.filter(|child| {
+                    let directory = child.symlink_metadata().is_ok_and(|found| found.is_dir());
+                    directory && looks_like_a_backup(child)
+                })
+            }
+        };
+        let path = path.ok_or_else(|| self.unknown(format!("backup {label:?}")))?;
+        open_backup(&self.place(path, label.to_owned()), &self.options)
+    }
+}
+
+impl Repository for DirectoryRepository {
+    fn restore_points(&self) -> Result<RestorePoints, RepositoryError> {
+        let (places, truncated) = self.places()?;
+        let mut found = RestorePoints {
+            truncated,
+            ..RestorePoints::default()
+        };
+        for place in places {
+            match open_backup(&place, &self.options) {
+                Ok(backup) => found.restore_points.push(backup.restore_point().clone()),
+                Err(error) => found.problems.push((place.label, error)),
+            }
+        }
+        let newest_first = |a: &crate::RestorePoint, b: &crate::RestorePoint| {
+            (b.started_at, &b.label).cmp(&(a.started_at, &a.label))
+        };
+        found.restore_points.sort_by(newest_first);
+        found.problems.sort_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(found)
+    }
+
+    fn open(&self, which: BackupChoice<'_>) -> Result<Arc<dyn Backup>, RepositoryError> {
+        match which {
+            BackupChoice::Label(label) => self.open_label(label),
+            BackupChoice::Newest => {
+                let found = self.restore_points()?;
+                let newest = found.restore_points.into_iter().next();
+                match (newest, found.problems.into_iter().next()) {
+                    (Some(newest), _) => self.open_label(&newest.label),
+                    // There are backups, but none can be opened: the reason of the first says more than "none".
+                    (None, Some((_, error))) => Err(error),
+                    (None, None) => Err(self.unknown("backup".into())),
+                }
+            }
+        }
+    }
+}

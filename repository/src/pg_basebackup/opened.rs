@@ -1,0 +1,315 @@
+//! Opening one backup of either shape, and reading from it.
+
+use std::fs::File;
+use std::ops::ControlFlow;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::checksums::{Standing, Verifier};
+use super::handles::Handles;
+use super::plain::{PlainFiles, scan_plain};
+use super::tar::{TarFiles, scan_tar};
+use crate::backup::{Backup, VerifyProgress, VerifyReport};
+use crate::beneath::{open_file, open_root, read_full_at};
+use crate::restore_point::{BackupFormat, RestorePoint};
+use crate::tree::{EntryKind, FileIndex, Location, Tree, TreeBuilder};
+use crate::{OpenOptions, RepositoryError};
+
+mod check;
+
+/// Where a backup is.
+#[derive(Debug)]
+pub(crate) struct Place<'a> {
+    /// The repository's directory, below which links may lead.
+    pub(crate) repository: &'a Path,
+    /// The backup's directory.
+    pub(crate) path: PathBuf,
+    /// Its label.
+    pub(crate) label: String,
+}
+
+/// Whether a directory has what shows a backup, whole or not.
+pub(crate) fn looks_like_a_backup(path: &Path) -> bool {
+    const SIGNS: [&str; 8] = [
+        "backup_label",
+        "backup_manifest",
+        "backup_manifest.tmp",
+        "PG_VERSION",
+        "base.tar",
+        "base.tar.gz",
+        "base.tar.lz4",
+        "base.tar.zst",
+    ];
+    SIGNS
+        .iter()
+        .any(|sign| path.join(sign).symlink_metadata().is_ok())
+}
+
+/// Opens a backup, checks it as far as that goes without reading its contents.
+pub(crate) fn open_backup(
+    place: &Place<'_>,
+    options: &OpenOptions,
+) -> Result<Arc<dyn Backup>, RepositoryError> {
+    let is = |name: &str| place.path.join(name).symlink_metadata().is_ok();
+    if is("backup_manifest.tmp") {
+        return Err(RepositoryError::unsupported(
+            "backup_manifest.tmp",
+            "shows that the backup is still being written, or was never finished",
+            "wait until pg_basebackup has ended, or use another backup",
+        ));
+    }
+    let is_tar = !is("PG_VERSION")
+        && ["base.tar", "base.tar.gz", "base.tar.lz4", "base.tar.zst"]
+            .iter()
+            .any(|name| is(name));
+    let mut tree = TreeBuilder::new(options.limits);
+    let (files, links, format) = if is_tar {
+        let scan = scan_tar(&place.path, options, &mut tree)?;
+        (
+            Files::Tar(scan.files),
+            scan.links,
+            BackupFormat::PgBasebackupTar,
+        )
+    } else {
+        let scan = scan_plain(place, options, &mut tree)?;
+        (
+            Files::Plain(scan.files),
+            scan.links,
+            BackupFormat::PgBasebackupPlain,
+        )
+    };
+    let (tree, locations) = tree.finish()?;
+    let content = Content {
+        tree,
+        locations,
+        files,
+        handles: Handles::new(options.limits.open_file_count),
+    };
+    let manifest = open_manifest(&place.path)?;
+    let checked = check::check(&content, links, manifest, place, format)?;
+    Ok(Arc::new(OpenedBackup {
+        content,
+        restore_point: checked.restore_point,
+        verifier: Verifier::new(checked.expected, options.limits.checksum_piece_count),
+    }))
+}
+
+fn open_manifest(path: &Path) -> Result<Option<File>, RepositoryError> {
+    let name = super::MANIFEST;
+    let opened = open_root(path).and_then(|root| open_file(root.as_fd(), name));
+    match opened {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(RepositoryError::unreadable(name, "open", error)),
+    }
+}
+
+#[derive(Debug)]
+enum Files {
+    Plain(PlainFiles),
+    Tar(TarFiles),
+}
+
+/// A tree and where its bytes are.
+#[derive(Debug)]
+struct Content {
+    tree: Tree,
+    locations: Vec<Location>,
+    files: Files,
+    handles: Handles,
+}
+
+impl Content {
+    /// The path and size of a file.
+    fn describe(&self, file: FileIndex) -> Result<(&str, u64), RepositoryError> {
+        match self.tree.file(file) {
+            Some(entry) => match entry.kind {
+                EntryKind::File { size_bytes, .. } => Ok((entry.path, size_bytes)),
+                EntryKind::Directory => Ok((entry.path, 0)),
+            },
+            None => Err(RepositoryError::corrupt(
+                format!("file number {}", file.0),
+                "the backup has no such file",
+            )),
+        }
+    }
+
+    /// Reads without counting towards a checksum.
+    fn read_at(
+        &self,
+        file: FileIndex,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, RepositoryError> {
+        let (path, size_bytes) = self.describe(file)?;
+        let left = usize::try_from(size_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let wanted = left.min(buffer.len());
+        let buffer = buffer.get_mut(..wanted).unwrap_or_default();
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        let location = self
+            .locations
+            .get(file.0 as usize)
+            .copied()
+            .unwrap_or_default();
+        let (handle, start) = match &self.files {
+            Files::Plain(files) => {
+                let open = || open_unchanged(files, location.source, path, size_bytes);
+                (self.handles.get(file.0, open)?, 0)
+            }
+            Files::Tar(files) => {
+                let open = || files.open(location.source);
+                (self.handles.get(location.source, open)?, location.offset)
+            }
+        };
+        let read = read_full_at(&handle, start + offset, buffer);
+        let read = read.map_err(|error| RepositoryError::unreadable(path, "read", error))?;
+        if read < wanted {
+            return Err(RepositoryError::corrupt(
+                path,
+                "has become shorter since the backup was opened",
+            ));
+        }
+        Ok(read)
+    }
+
+    /// Reads a small file whole; none if there is no such file.
+    fn read_small(&self, path: &str) -> Result<Option<Vec<u8>>, RepositoryError> {
+        let Some((file, size_bytes)) = self.tree.find_file(path) else {
+            return Ok(None);
+        };
+        if size_bytes > super::SMALL_FILE_BYTES_MAX {
+            return Err(RepositoryError::corrupt(
+                path,
+                "is far larger than such a file can be",
+            ));
+        }
+        let mut content = vec![0; usize::try_from(size_bytes).unwrap_or(0)];
+        self.read_at(file, 0, &mut content)?;
+        Ok(Some(content))
+    }
+}
+
+fn open_unchanged(
+    files: &PlainFiles,
+    source: u32,
+    path: &str,
+    size_bytes: u64,
+) -> Result<File, RepositoryError> {
+    let unreadable = |error| RepositoryError::unreadable(path, "open", error);
+    let file = files.open(source, path).map_err(unreadable)?;
+    let found = file.metadata().map_err(unreadable)?.len();
+    if found != size_bytes {
+        let reason = format!(
+            "its size has changed from {size_bytes} to {found} bytes since the backup was opened"
+        );
+        return Err(RepositoryError::corrupt(path, reason));
+    }
+    Ok(file)
+}
+
+#[derive(Debug)]
+struct OpenedBackup {
+    content: Content,
+    restore_point: RestorePoint,
+    verifier: Verifier,
+}
+
+/// Bytes per read of [`Backup::verify_all`].
+const VERIFY_READ_BYTES: usize = 1 << 20;
+
+impl OpenedBackup {
+    fn corrupt(&self, file: FileIndex) -> RepositoryError {
+        let path = self
+            .content
+            .describe(file)
+            .map_or_else(|_| String::new(), |(path, _)| path.to_owned());
+        let reason = "its content does not have the checksum that backup_manifest has for it";
+        RepositoryError::corrupt(path, reason)
+    }
+
+    /// Reads a file from beginning to end.
+    fn read_whole(&self, file: FileIndex, buffer: &mut [u8]) -> Result<(), RepositoryError> {
+        let mut offset = 0;
+        loop {
+            match self.read_at(file, offset, buffer)? {
+                0 => return Ok(()),
+                count => offset += count as u64,
+            }
+        }
+    }
+}
+
+impl Backup for OpenedBackup {
+    fn restore_point(&self) -> &RestorePoint {
+        &self.restore_point
+    }
+
+    fn tree(&self) -> &Tree {
+        &self.content.tree
+    }
+
+    fn read_at(
+        &self,
+        file: FileIndex,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, RepositoryError> {
+        if self.verifier.standing(file) == Standing::Corrupt {
+            return Err(self.corrupt(file));
+        }
+        let count = self.content.read_at(file, offset, buffer)?;
+        let (_, size_bytes) = self.content.describe(file)?;
+        let bytes = buffer.get(..count).unwrap_or_default();
+        match self.verifier.feed(file, size_bytes, offset, bytes) {
+            Standing::Corrupt => Err(self.corrupt(file)),
+            Standing::Unknown | Standing::Pending | Standing::Verified => Ok(count),
+        }
+    }
+
+    fn corrupt_files(&self) -> Vec<FileIndex> {
+        self.verifier.corrupt()
+    }
+
+    fn verify_all(
+        &self,
+        progress: &mut dyn FnMut(VerifyProgress) -> ControlFlow<()>,
+    ) -> Result<VerifyReport, RepositoryError> {
+        let mut buffer = vec![0; VERIFY_READ_BYTES];
+        let mut report = VerifyReport {
+            verified_count: 0,
+            unverified_count: 0,
+            corrupt: Vec::new(),
+            stopped: false,
+        };
+        let mut done = VerifyProgress {
+            file_count: 0,
+            bytes: 0,
+        };
+        for entry in self.content.tree.entries() {
+            let EntryKind::File { file, size_bytes } = entry.kind else {
+                continue;
+            };
+            if self.verifier.standing(file) == Standing::Pending
+                && let Err(error) = self.read_whole(file, &mut buffer)
+                && self.verifier.standing(file) != Standing::Corrupt
+            {
+                return Err(error);
+            }
+            match self.verifier.standing(file) {
+                Standing::Verified => report.verified_count += 1,
+                Standing::Corrupt => report.corrupt.push(file),
+                Standing::Unknown | Standing::Pending => report.unverified_count += 1,
+            }
+            done.file_count += 1;
+            done.bytes += size_bytes;
+            if progress(done).is_break() {
+                report.stopped = true;
+                break;
+            }
+        }
+        Ok(report)
+    }
+}

@@ -1,0 +1,324 @@
+//! What is checked of a backup before it is believed to be one.
+
+use std::fs::File;
+
+use super::{Content, Place};
+use crate::pg_basebackup::backup_label::{BackupLabel, parse_backup_label};
+use crate::pg_basebackup::checksums::{Expected, Standing, Verifier};
+use crate::pg_basebackup::manifest::{MANIFEST, Manifest, ManifestFile, read_manifest};
+use crate::pg_basebackup::tablespace_map::parse_tablespace_map;
+use crate::restore_point::{RecoverableInterval, Verification};
+use crate::tree::FileIndex;
+use crate::{BackupFormat, Lsn, RepositoryError, RestorePoint, Tablespace};
+
+/// What opening a backup has found out.
+#[derive(Debug)]
+pub(super) struct Checked {
+    pub(super) restore_point: RestorePoint,
+    pub(super) expected: Expected,
+}
+
+pub(super) fn check(
+    content: &Content,
+    links: Vec<Tablespace>,
+    manifest: Option<File>,
+    place: &Place<'_>,
+    format: BackupFormat,
+) -> Result<Checked, RepositoryError> {
+    let label = match content.read_small("backup_label")? {
+        Some(label) => parse_backup_label(&label)?,
+        None => return Err(no_label(manifest.is_some())),
+    };
+    refuse_unfinished_and_incremental(content, &label)?;
+    let postgresql_major = postgresql_major(content)?;
+    let listed = manifest
+        .map(|file| check_manifest(content, file))
+        .transpose()?;
+    check_wal(
+        content,
+        &label,
+        listed.as_ref().map(|listed| &listed.manifest),
+    )?;
+    let mut tablespaces = links;
+    let map = content.read_small("tablespace_map")?.unwrap_or_default();
+    merge_map(&mut tablespaces, parse_tablespace_map(&map)?)?;
+    for tablespace in &tablespaces {
+        let path = format!("pg_tblspc/{}", tablespace.oid);
+        if content.tree.find(&path).is_none() {
+            let reason = "the backup lacks this tablespace";
+            return Err(RepositoryError::corrupt(path, reason));
+        }
+    }
+    let to_lsn = listed
+        .as_ref()
+        .and_then(|listed| listed.manifest.wal_ranges.iter().map(|r| r.end_lsn).max());
+    let started_at = label
+        .started_at
+        .or(listed.as_ref().and_then(|listed| listed.label_modified_at));
+    let restore_point = RestorePoint {
+        label: place.label.clone(),
+        format,
+        postgresql_major,
+        started_at,
+        size_bytes: content.tree.size_bytes(),
+        file_count: content.tree.file_count(),
+        tablespaces,
+        recoverable: RecoverableInterval {
+            from_lsn: label.start_lsn,
+            to_lsn,
+            timeline: label.timeline,
+        },
+        system_identifier: listed
+            .as_ref()
+            .and_then(|listed| listed.manifest.system_identifier),
+        verification: match &listed {
+            None => Verification::Unverified,
+            Some(listed) if listed.all_have_checksums => Verification::Checksums,
+            Some(_) => Verification::SizesOnly,
+        },
+    };
+    Ok(Checked {
+        restore_point,
+        expected: listed.map(|listed| listed.expected).unwrap_or_default(),
+    })
+}
+
+fn no_label(has_manifest: bool) -> RepositoryError {
+    if has_manifest {
+        RepositoryError::corrupt(
+            "backup_label",
+            "is missing, so PostgreSQL would start from the wrong checkpoint",
+        )
+    } else {
+        RepositoryError::unsupported(
+            "backup_label",
+            "is missing, and so is backup_manifest: this is no backup, or one still being written",
+            "wait until pg_basebackup has ended, or name the directory that it wrote",
+        )
+    }
+}
+
+fn refuse_unfinished_and_incremental(
+    content: &Content,
+    label: &BackupLabel,
+) -> Result<(), RepositoryError> {
+    let remedy = "combine it with the backups that it stands on with pg_combinebackup, and publish the result";
+    let incremental = content.tree.entries().find(|entry| {
+        let name = entry.path.rsplit('/').next();
+        name.is_some_and(|name| name.starts_with("INCREMENTAL."))
+    });
+    if let Some(entry) = incremental {
+        let reason = "belongs to an incremental backup, which cannot be read yet";
+        return Err(RepositoryError::unsupported(entry.path, reason, remedy));
+    }
+    if label.incremental {
+        let reason = "is that of an incremental backup, which cannot be read yet";
+        return Err(RepositoryError::unsupported("backup_label", reason, remedy));
+    }
+    // pg_basebackup writes it last.
+    if content.tree.find_file("global/pg_control").is_none() {
+        return Err(RepositoryError::unsupported(
+            "global/pg_control",
+            "is missing: the backup is still being written, or was never finished",
+            "wait until pg_basebackup has ended, or use another backup",
+        ));
+    }
+    Ok(())
+}
+
+fn postgresql_major(content: &Content) -> Result<u32, RepositoryError> {
+    let file = "PG_VERSION";
+    let version = content.read_small(file)?;
+    let version = version.ok_or_else(|| RepositoryError::corrupt(file, "is missing"))?;
+    let version = String::from_utf8_lossy(&version);
+    let version = version.trim_end();
+    match version.parse::<u32>() {
+        Ok(major) if (10..1000).contains(&major) => Ok(major),
+        Ok(_) => {
+            let reason = format!("says PostgreSQL {version}, and 10 is the oldest that is known");
+            Err(RepositoryError::unsupported(
+                file,
+                reason,
+                "use a backup of PostgreSQL 10 or newer",
+            ))
+        }
+        Err(_) if version.starts_with("9.") => {
+            let reason = format!("says PostgreSQL {version}, and 10 is the oldest that is known");
+            Err(RepositoryError::unsupported(
+                file,
+                reason,
+                "use a backup of PostgreSQL 10 or newer",
+            ))
+        }
+        Err(_) => Err(RepositoryError::corrupt(
+            file,
+            format!("is no version: {version}"),
+        )),
+    }
+}
+
+/// Original locations come from `tablespace_map`; where it is silent, from the links.
+fn merge_map(
+    tablespaces: &mut Vec<Tablespace>,
+    map: Vec<Tablespace>,
+) -> Result<(), RepositoryError> {
+    for mapped in map {
+        match tablespaces.iter_mut().find(|known| known.oid == mapped.oid) {
+            Some(known) => known.location = mapped.location,
+            None => tablespaces.push(mapped),
+        }
+    }
+    tablespaces.sort_by_key(|tablespace| tablespace.oid);
+    Ok(())
+}
+
+/// Recovery needs the WAL from the start to the end of the backup, and it has to come from the backup itself.
+fn check_wal(
+    content: &Content,
+    label: &BackupLabel,
+    manifest: Option<&Manifest>,
+) -> Result<(), RepositoryError> {
+    let missing = |file: String| {
+        RepositoryError::unsupported(
+            file,
+            "is missing, and recovery needs this WAL; WAL archives cannot be read yet",
+            "take backups with --wal-method=stream or fetch",
+        )
+    };
+    let first = format!("pg_wal/{}", label.start_wal_file);
+    let (_, segment_bytes) = content
+        .tree
+        .find_file(&first)
+        .ok_or_else(|| missing(first.clone()))?;
+    if !segment_bytes.is_power_of_two() || !(1 << 20..=1 << 30).contains(&segment_bytes) {
+        let reason = format!("has {segment_bytes} bytes, which is no size of a WAL segment");
+        return Err(RepositoryError::corrupt(first, reason));
+    }
+    if segment_name(label.timeline, label.start_lsn, segment_bytes) != label.start_wal_file {
+        let reason = format!("is not the file of WAL position {}", label.start_lsn);
+        return Err(RepositoryError::corrupt(first, reason));
+    }
+    // Across timelines the segments of a switch may bear either name, so only a simple range is followed through.
+    let Some([range]) = manifest.map(|manifest| manifest.wal_ranges.as_slice()) else {
+        return Ok(());
+    };
+    if range.timeline != label.timeline || range.start_lsn > label.start_lsn {
+        let reason = format!(
+            "begins its WAL at {}, backup_label at {}",
+            range.start_lsn, label.start_lsn
+        );
+        return Err(RepositoryError::corrupt(MANIFEST, reason));
+    }
+    let mut at = label.start_lsn.0 / segment_bytes * segment_bytes;
+    while at < range.end_lsn.0 {
+        let path = format!(
+            "pg_wal/{}",
+            segment_name(range.timeline, Lsn(at), segment_bytes)
+        );
+        match content.tree.find_file(&path) {
+            Some((_, found)) if found == segment_bytes => {}
+            Some((_, found)) => {
+                let reason = format!("has {found} bytes instead of {segment_bytes}");
+                return Err(RepositoryError::corrupt(path, reason));
+            }
+            None => return Err(missing(path)),
+        }
+        at += segment_bytes;
+    }
+    Ok(())
+}
+
+fn segment_name(timeline: u32, lsn: Lsn, segment_bytes: u64) -> String {
+    let number = lsn.0 / segment_bytes;
+    let per_log = (1_u64 << 32) / segment_bytes;
+    format!(
+        "{timeline:08X}{:08X}{:08X}",
+        number / per_log,
+        number % per_log
+    )
+}
+
+/// What the manifest says, found to be true of the tree.
+struct Listed {
+    manifest: Manifest,
+    expected: Expected,
+    all_have_checksums: bool,
+    label_modified_at: Option<jiff::Timestamp>,
+}
+
+/// Whether a file is outside the manifest's word, as `pg_verifybackup` has it: WAL comes beside the backup,
+/// and `pg_basebackup --write-recovery-conf` changes the others afterwards.
+fn is_exempt(path: &str) -> bool {
+    matches!(
+        path,
+        "postgresql.auto.conf" | "recovery.signal" | "standby.signal"
+    ) || path.starts_with("pg_wal/")
+}
+
+fn check_manifest(content: &Content, file: File) -> Result<Listed, RepositoryError> {
+    let file_count = usize::try_from(content.tree.file_count()).unwrap_or(usize::MAX);
+    let mut expected = Expected::new(file_count);
+    let mut seen = vec![false; file_count];
+    let mut all_have_checksums = true;
+    let mut label_modified_at = None;
+    let manifest = read_manifest(file, &mut |file: ManifestFile| {
+        let path = file.path.as_str();
+        if path == "backup_label" {
+            label_modified_at = file.modified_at;
+        }
+        if is_exempt(path) {
+            return Ok(());
+        }
+        let corrupt = |reason: String| Err(RepositoryError::corrupt(path, reason));
+        let Some((index, size_bytes)) = content.tree.find_file(path) else {
+            return corrupt(format!("is in {MANIFEST}, but not in the backup"));
+        };
+        if size_bytes != file.size_bytes {
+            let told = file.size_bytes;
+            return corrupt(format!("has {size_bytes} bytes, but {told} in {MANIFEST}"));
+        }
+        match seen.get_mut(index.0 as usize) {
+            Some(seen) if !*seen => *seen = true,
+            _ => return corrupt(format!("is in {MANIFEST} twice")),
+        }
+        match &file.checksum {
+            None => all_have_checksums = false,
+            Some(checksum) if expected.set(index, checksum) => {}
+            Some(_) => return corrupt(format!("{MANIFEST} has more checksums than can be held")),
+        }
+        Ok(())
+    })?;
+    for (index, _) in seen.iter().enumerate().filter(|(_, seen)| !**seen) {
+        let file = FileIndex(u32::try_from(index).unwrap_or(u32::MAX));
+        let (path, _) = content.describe(file)?;
+        if !is_exempt(path) {
+            return Err(RepositoryError::corrupt(
+                path,
+                format!("is in the backup, but not in {MANIFEST}"),
+            ));
+        }
+    }
+    let expected = check_empty_files(content, expected)?;
+    Ok(Listed {
+        manifest,
+        expected,
+        all_have_checksums,
+        label_modified_at,
+    })
+}
+
+/// An empty file is never read, so its checksum is compared now.
+fn check_empty_files(content: &Content, expected: Expected) -> Result<Expected, RepositoryError> {
+    let verifier = Verifier::new(expected, 1);
+    for index in 0..content.tree.file_count() {
+        let file = FileIndex(u32::try_from(index).unwrap_or(u32::MAX));
+        let (path, size_bytes) = content.describe(file)?;
+        if size_bytes == 0 && verifier.feed(file, 0, 0, &[]) == Standing::Corrupt {
+            return Err(RepositoryError::corrupt(
+                path,
+                format!("is empty, but not in {MANIFEST}"),
+            ));
+        }
+    }
+    Ok(verifier.into_expected())
+}

@@ -1,0 +1,272 @@
+//! A plain backup: the data directory as it is, with links for tablespaces and perhaps for `pg_wal`.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir, FileType, statat};
+
+use super::manifest::MANIFEST;
+use super::opened::Place;
+use crate::beneath::{open_directory, open_file, open_root};
+use crate::name::{parse_oid, utf8_name};
+use crate::restore_point::Tablespace;
+use crate::tree::{Found, Location, TreeBuilder};
+use crate::{OpenOptions, RepositoryError};
+
+/// The directories that a plain backup consists of.
+#[derive(Debug)]
+pub(crate) struct PlainFiles {
+    roots: Vec<Root>,
+}
+
+#[derive(Debug)]
+struct Root {
+    directory: OwnedFd,
+    /// Where its files are shown: `pg_tblspc/16384/`; empty for the data directory.
+    prefix: String,
+}
+
+/// What a look through a plain backup gives.
+#[derive(Debug)]
+pub(crate) struct PlainScan {
+    pub(crate) files: PlainFiles,
+    /// Tablespaces by their links.
+    pub(crate) links: Vec<Tablespace>,
+}
+
+impl PlainFiles {
+    /// Opens the file shown at `path`.
+    pub(crate) fn open(&self, source: u32, path: &str) -> std::io::Result<File> {
+        let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
+        let root = self.roots.get(source as usize).ok_or_else(gone)?;
+        let inside = path.strip_prefix(&root.prefix).ok_or_else(gone)?;
+        open_file(root.directory.as_fd(), inside)
+    }
+}
+
+/// Looks through the directories; adds all files to `tree`.
+pub(crate) fn scan_plain(
+    place: &Place<'_>,
+    options: &OpenOptions,
+    tree: &mut TreeBuilder,
+) -> Result<PlainScan, RepositoryError> {
+    let shown = place.path.display().to_string();
+    let root = open_root(&place.path);
+    let root = root.map_err(|error| RepositoryError::unreadable(shown, "open directory", error))?;
+    let mut walk = Walk {
+        place,
+        options,
+        tree,
+        links: Vec::new(),
+        linked: Vec::new(),
+        source: 0,
+    };
+    walk.directory(root.as_fd(), "", 0)?;
+    let mut roots = vec![Root {
+        directory: root,
+        prefix: String::new(),
+    }];
+    // Links are only found in the data directory itself, so this list does not grow any more.
+    for (path, directory) in std::mem::take(&mut walk.linked) {
+        walk.source += 1;
+        walk.directory(directory.as_fd(), &path, 0)?;
+        roots.push(Root {
+            directory,
+            prefix: format!("{path}/"),
+        });
+    }
+    Ok(PlainScan {
+        files: PlainFiles { roots },
+        links: walk.links,
+    })
+}
+
+struct Walk<'a> {
+    place: &'a Place<'a>,
+    options: &'a OpenOptions,
+    tree: &'a mut TreeBuilder,
+    links: Vec<Tablespace>,
+    linked: Vec<(String, OwnedFd)>,
+    source: u32,
+}
+
+impl Walk<'_> {
+    fn directory(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        path: &str,
+        depth: usize,
+    ) -> Result<(), RepositoryError> {
+        let shown = if path.is_empty() { "." } else { path };
+        let unreadable = |error| RepositoryError::unreadable(shown, "list directory", error);
+        if depth > self.options.limits.depth {
+            return Err(RepositoryError::corrupt(
+                path,
+                "the directories are nested too deep",
+            ));
+        }
+        for entry in Dir::read_from(directory).map_err(unreadable)? {
+            let entry = entry.map_err(unreadable)?;
+            let name = entry.file_name().to_bytes();
+            if matches!(name, b"." | b"..") {
+                continue;
+            }
+            let name = utf8_name(name, shown)?;
+            let full = match path {
+                "" => name.to_owned(),
+                path => format!("{path}/{name}"),
+            };
+            if full == MANIFEST {
+                continue;
+            }
+            self.entry(directory, name, &full, depth)?;
+        }
+        Ok(())
+    }
+
+    fn entry(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        name: &str,
+        path: &str,
+        depth: usize,
+    ) -> Result<(), RepositoryError> {
+        let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
+        let stat = stat.map_err(|error| RepositoryError::unreadable(path, "look at", error))?;
+        let mut found = Found {
+            path,
+            size_bytes: None,
+            mode: stat.st_mode & 0o7777,
+            modified_at_s: i64::try_from(stat.st_mtime).unwrap_or(0),
+            location: Location {
+                source: self.source,
+                offset: 0,
+            },
+        };
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => {
+                let size = u64::try_from(stat.st_size);
+                found.size_bytes =
+                    Some(size.map_err(|_| RepositoryError::corrupt(path, "its size is negative"))?);
+                self.tree.add(found)
+            }
+            FileType::Directory => {
+                self.tree.add(found)?;
+                let inner = open_directory(directory, name);
+                let inner = inner
+                    .map_err(|error| RepositoryError::unreadable(path, "open directory", error))?;
+                if let Some(oid) = tablespace_oid(path) {
+                    // A tablespace in place (allow_in_place_tablespaces).
+                    self.links.push(Tablespace {
+                        oid,
+                        location: path.to_owned(),
+                    });
+                }
+                self.directory(inner.as_fd(), path, depth + 1)
+            }
+            FileType::Symlink => self.link(directory, name, path, found),
+            // A socket or pipe holds no data and PostgreSQL backs none up: somebody left it here.
+            FileType::Socket | FileType::Fifo => {
+                tracing::debug!(path, "a socket or pipe in a backup is not shown");
+                Ok(())
+            }
+            FileType::BlockDevice | FileType::CharacterDevice | FileType::Unknown => Err(
+                RepositoryError::corrupt(path, "is a device, which has no place in a backup"),
+            ),
+        }
+    }
+
+    fn link(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        name: &str,
+        path: &str,
+        found: Found<'_>,
+    ) -> Result<(), RepositoryError> {
+        let oid = tablespace_oid(path);
+        if self.source != 0 || (oid.is_none() && path != "pg_wal") {
+            let reason = "is a symbolic link, which has no place in a backup here";
+            return Err(RepositoryError::corrupt(path, reason));
+        }
+        let unreadable = |error| RepositoryError::unreadable(path, "follow link", error);
+        let target = rustix::fs::readlinkat(directory, name, Vec::new());
+        let target = target.map_err(|error| unreadable(error.into()))?;
+        let target = PathBuf::from(utf8_name(target.to_bytes(), path)?);
+        let below = if target.is_absolute() {
+            target.clone()
+        } else {
+            let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+            self.place.path.join(parent).join(&target)
+        };
+        let real = below
+            .canonicalize()
+            .map_err(|error| RepositoryError::Unsupported {
+                file: path.to_owned(),
+                reason: format!(
+                    "is a link to {}, which cannot be reached: {error}",
+                    target.display()
+                ),
+                remedy:
+                    "put the tablespace's files where the link leads, or the link where they are"
+                        .into(),
+            })?;
+        let opened = self.open_allowed(&real).map_err(unreadable)?;
+        let Some(opened) = opened else {
+            return Err(RepositoryError::unsupported(
+                path,
+                format!(
+                    "is a link to {}, outside the repository's directory",
+                    real.display()
+                ),
+                format!(
+                    "if those are the backup's files and not a live tablespace, add their directory to {}",
+                    self.options.tablespace_setting()
+                ),
+            ));
+        };
+        let stat = rustix::fs::fstat(&opened).map_err(|error| unreadable(error.into()))?;
+        self.tree.add(Found {
+            mode: stat.st_mode & 0o7777,
+            modified_at_s: i64::try_from(stat.st_mtime).unwrap_or(0),
+            ..found
+        })?;
+        if let Some(oid) = oid {
+            self.links.push(Tablespace {
+                oid,
+                location: target.display().to_string(),
+            });
+        }
+        self.linked.push((path.to_owned(), opened));
+        Ok(())
+    }
+
+    /// Opens a directory if it lies below one of those that links may lead into. `real` has no links in it when we look;
+    /// one put in later is not followed.
+    fn open_allowed(&self, real: &Path) -> std::io::Result<Option<OwnedFd>> {
+        let allowed = std::iter::once(self.place.repository).chain(
+            self.options
+                .tablespace_directories
+                .iter()
+                .map(PathBuf::as_path),
+        );
+        for root in allowed {
+            // An allowed directory that is not there allows nothing.
+            let Ok(root) = root.canonicalize() else {
+                continue;
+            };
+            if let Ok(inside) = real.strip_prefix(&root) {
+                let Some(inside) = inside.to_str() else {
+                    return Ok(None);
+                };
+                return open_directory(open_root(&root)?.as_fd(), inside).map(Some);
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The oid, if the path is that of a tablespace: `pg_tblspc/16384`.
+fn tablespace_oid(path: &str) -> Option<u32> {
+    parse_oid(path.strip_prefix("pg_tblspc/")?)
+}

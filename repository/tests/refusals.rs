@@ -1,0 +1,350 @@
+//! What is refused, by the name of the file that shows why; and that a tree reads the same from a directory and from tar.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use repository::{
+    Backup, BackupChoice, EntryKind, OpenOptions, RepositoryError, RepositoryErrorKind,
+    Verification, open_repository,
+};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+const LABEL: &str = "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\n\
+    CHECKPOINT LOCATION: 0/2000060\nSTART TIME: 2026-11-21 04:53:06 UTC\n";
+
+/// The smallest backup that there is, as files.
+fn smallest() -> BTreeMap<String, Vec<u8>> {
+    BTreeMap::from([
+        ("PG_VERSION".into(), b"15\n".to_vec()),
+        ("backup_label".into(), LABEL.into()),
+        ("global/pg_control".into(), vec![1; 8192]),
+        ("pg_wal/000000010000000000000002".into(), vec![2; 1 << 20]),
+    ])
+}
+
+fn write(directory: &Path, files: &BTreeMap<String, Vec<u8>>) {
+    for (path, content) in files {
+        let path = directory.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    }
+}
+
+/// A repository with one plain backup, `b`. A WAL segment of 1 MiB has position 0/2000028 in file 0…020.
+fn plain() -> TempDir {
+    let repository = tempfile::tempdir().unwrap();
+    let mut files = smallest();
+    let wal = files.remove("pg_wal/000000010000000000000002").unwrap();
+    files.insert("pg_wal/000000010000000000000020".into(), wal);
+    files.insert(
+        "backup_label".into(),
+        LABEL.replace("0002)", "0020)").into(),
+    );
+    write(&repository.path().join("b"), &files);
+    repository
+}
+
+/// A manifest of what is in the directory, with changes made to its text before it is sealed.
+fn add_manifest(directory: &Path, change: impl Fn(String) -> String) {
+    let mut files = Vec::new();
+    for path in ["PG_VERSION", "backup_label", "global/pg_control"] {
+        let content = std::fs::read(directory.join(path)).unwrap();
+        let crc: String = crc32c::crc32c(&content)
+            .to_le_bytes()
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
+        let size = content.len();
+        files.push(format!(
+            r#"{{ "Path": "{path}", "Size": {size}, "Last-Modified": "2026-11-21 04:53:06 GMT", "Checksum-Algorithm": "CRC32C", "Checksum": "{crc}" }}"#
+        ));
+    }
+    let body = change(format!(
+        "{{ \"PostgreSQL-Backup-Manifest-Version\": 1,\n\"Files\": [\n{}],\n\"WAL-Ranges\": [\n\
+         {{ \"Timeline\": 1, \"Start-LSN\": \"0/2000028\", \"End-LSN\": \"0/2000100\" }}\n],\n",
+        files.join(",\n")
+    ));
+    let digest: String = Sha256::digest(body.as_bytes())
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    std::fs::write(
+        directory.join("backup_manifest"),
+        format!("{body}\"Manifest-Checksum\": \"{digest}\"}}\n"),
+    )
+    .unwrap();
+}
+
+fn open(repository: &Path) -> Result<Arc<dyn Backup>, RepositoryError> {
+    open_repository(repository, OpenOptions::default())?.open(BackupChoice::Label("b"))
+}
+
+#[test]
+fn a_small_backup_opens_with_and_without_manifest() {
+    let repository = plain();
+    let backup = open(repository.path()).unwrap();
+    assert_eq!(
+        backup.restore_point().verification,
+        Verification::Unverified
+    );
+    add_manifest(&repository.path().join("b"), |text| text);
+    let backup = open(repository.path()).unwrap();
+    assert_eq!(backup.restore_point().verification, Verification::Checksums);
+    assert_eq!(
+        backup
+            .restore_point()
+            .recoverable
+            .to_lsn
+            .unwrap()
+            .to_string(),
+        "0/2000100"
+    );
+}
+
+#[test]
+fn a_directory_that_is_itself_a_backup_is_a_repository_of_one() {
+    let repository = plain();
+    let itself = open_repository(&repository.path().join("b"), OpenOptions::default()).unwrap();
+    assert_eq!(
+        itself.restore_points().unwrap().restore_points[0].label,
+        "b"
+    );
+    itself.open(BackupChoice::Newest).unwrap();
+}
+
+#[test]
+fn what_is_no_sound_backup_is_refused_by_the_name_of_the_file() {
+    use RepositoryErrorKind::{Corrupt, Unsupported};
+    type Damage = fn(&Path);
+    let table: &[(&str, RepositoryErrorKind, Damage)] = &[
+        ("backup_label", Unsupported, |b| {
+            std::fs::remove_file(b.join("backup_label")).unwrap()
+        }),
+        ("backup_label", Corrupt, |b| {
+            add_manifest(b, |text| text);
+            std::fs::remove_file(b.join("backup_label")).unwrap();
+        }),
+        ("global/pg_control", Unsupported, |b| {
+            std::fs::remove_file(b.join("global/pg_control")).unwrap()
+        }),
+        ("backup_manifest.tmp", Unsupported, |b| {
+            std::fs::write(b.join("backup_manifest.tmp"), "").unwrap()
+        }),
+        ("pg_wal/000000010000000000000020", Unsupported, |b| {
+            std::fs::remove_file(b.join("pg_wal/000000010000000000000020")).unwrap();
+        }),
+        ("PG_VERSION", Unsupported, |b| {
+            std::fs::write(b.join("PG_VERSION"), "9.6\n").unwrap()
+        }),
+        ("PG_VERSION", Corrupt, |b| {
+            std::fs::write(b.join("PG_VERSION"), "x").unwrap()
+        }),
+        ("base/1/INCREMENTAL.1259", Unsupported, |b| {
+            std::fs::create_dir_all(b.join("base/1")).unwrap();
+            std::fs::write(b.join("base/1/INCREMENTAL.1259"), "").unwrap();
+        }),
+        ("base", Corrupt, |b| {
+            symlink("/etc", b.join("base")).unwrap()
+        }),
+        ("PG_HOSTS", Corrupt, |b| {
+            symlink("/etc/hosts", b.join("PG_HOSTS")).unwrap()
+        }),
+        ("pg_tblspc/1", Unsupported, |b| {
+            std::fs::create_dir(b.join("pg_tblspc")).unwrap();
+            symlink("/etc", b.join("pg_tblspc/1")).unwrap();
+        }),
+        ("pg_tblspc/1", Unsupported, |b| {
+            std::fs::create_dir(b.join("pg_tblspc")).unwrap();
+            symlink("/nowhere", b.join("pg_tblspc/1")).unwrap();
+        }),
+        ("pg_tblspc/1", Corrupt, |b| {
+            std::fs::write(b.join("tablespace_map"), "1 /srv/one\n").unwrap()
+        }),
+        ("a\\nb", Corrupt, |b| {
+            std::fs::write(b.join("a\nb"), "").unwrap()
+        }),
+        ("extra", Corrupt, |b| {
+            add_manifest(b, |text| text);
+            std::fs::write(b.join("extra"), "x").unwrap();
+        }),
+        ("gone", Corrupt, |b| {
+            add_manifest(b, |text| text.replace("PG_VERSION", "gone"))
+        }),
+        ("PG_VERSION", Corrupt, |b| {
+            add_manifest(b, |text| text.replace("\"Size\": 3,", "\"Size\": 4,"))
+        }),
+        ("PG_VERSION", Corrupt, |b| {
+            add_manifest(b, |text| {
+                text.replacen("[\n", "[\n{ \"Path\": \"PG_VERSION\", \"Size\": 3 },\n", 1)
+            })
+        }),
+        ("../../etc/passwd", Corrupt, |b| {
+            add_manifest(b, |text| text.replace("PG_VERSION", "../../etc/passwd"))
+        }),
+        ("backup_manifest", Corrupt, |b| {
+            std::fs::write(b.join("backup_manifest"), "{}\n").unwrap()
+        }),
+        ("pg_wal/000000010000000000000021", Unsupported, |b| {
+            add_manifest(b, |text| text.replace("0/2000100", "0/2100100"))
+        }),
+    ];
+    for (number, (file, kind, damage)) in table.iter().enumerate() {
+        let repository = plain();
+        damage(&repository.path().join("b"));
+        let error = open(repository.path()).map(drop).unwrap_err();
+        assert_eq!(
+            (error.file(), error.kind()),
+            (*file, *kind),
+            "case {number}: {error}"
+        );
+        assert!(error.is_permanent());
+        let listed = open_repository(repository.path(), OpenOptions::default())
+            .unwrap()
+            .restore_points()
+            .unwrap();
+        assert_eq!(
+            (listed.restore_points.len(), listed.problems.len()),
+            (0, 1),
+            "case {number}"
+        );
+    }
+}
+
+#[test]
+fn a_label_cannot_leave_the_repository() {
+    let repository = plain();
+    let inner = open_repository(&repository.path().join("b/.."), OpenOptions::default()).unwrap();
+    for label in ["", ".", "..", "../b", "b/", "c", "b\0"] {
+        let error = inner
+            .open(BackupChoice::Label(label))
+            .map(drop)
+            .unwrap_err();
+        assert_eq!(
+            error.kind(),
+            RepositoryErrorKind::UnknownBackup,
+            "{label:?}"
+        );
+    }
+}
+
+#[test]
+fn a_corrupt_file_fails_the_read_that_completes_it_and_all_after() {
+    let repository = plain();
+    let directory = repository.path().join("b");
+    add_manifest(&directory, |text| text);
+    let mut content = vec![1; 8192];
+    content[100] = 9;
+    std::fs::write(directory.join("global/pg_control"), content).unwrap();
+    let backup = open(repository.path()).unwrap();
+    let (file, _) = backup.tree().find_file("global/pg_control").unwrap();
+    let mut half = [0; 4096];
+    assert_eq!(backup.read_at(file, 4096, &mut half).unwrap(), 4096);
+    assert!(backup.corrupt_files().is_empty());
+    let error = backup.read_at(file, 0, &mut half).unwrap_err();
+    assert_eq!(
+        (error.file(), error.is_permanent()),
+        ("global/pg_control", true)
+    );
+    assert!(backup.read_at(file, 4096, &mut half).is_err());
+    assert_eq!(backup.corrupt_files(), [file]);
+}
+
+#[test]
+fn a_file_that_changes_its_size_while_the_backup_is_open_is_not_read() {
+    let repository = plain();
+    let backup = open(repository.path()).unwrap();
+    let (file, _) = backup.tree().find_file("global/pg_control").unwrap();
+    std::fs::write(repository.path().join("b/global/pg_control"), "short").unwrap();
+    let error = backup.read_at(file, 0, &mut [0; 10]).unwrap_err();
+    assert_eq!(error.kind(), RepositoryErrorKind::Corrupt);
+    // Nor is what a link put there meanwhile leads to.
+    let (version, _) = backup.tree().find_file("PG_VERSION").unwrap();
+    std::fs::remove_file(repository.path().join("b/PG_VERSION")).unwrap();
+    symlink("/etc/hosts", repository.path().join("b/PG_VERSION")).unwrap();
+    let again = open(repository.path()).map(drop).unwrap_err();
+    assert_eq!(again.file(), "PG_VERSION");
+    let mut buffer = [0; 3];
+    // The descriptor opened before still shows the old content; a new one is refused.
+    if backup.read_at(version, 0, &mut buffer).is_ok() {
+        assert_eq!(&buffer, b"15\n");
+    }
+}
+
+#[test]
+fn compressed_and_truncated_archives_are_refused_by_name() {
+    let repository = plain();
+    let (source, tar) = (repository.path().join("b"), repository.path().join("t"));
+    std::fs::create_dir(&tar).unwrap();
+    make_tar(&source, &tar.join("base.tar"));
+    let open = || {
+        let repository = open_repository(repository.path(), OpenOptions::default()).unwrap();
+        repository.open(BackupChoice::Label("t")).map(drop)
+    };
+    open().unwrap();
+    std::fs::write(tar.join("16384.tar.gz"), "").unwrap();
+    let error = open().unwrap_err();
+    assert_eq!(
+        (error.file(), error.kind()),
+        ("16384.tar.gz", RepositoryErrorKind::Unsupported)
+    );
+    std::fs::remove_file(tar.join("16384.tar.gz")).unwrap();
+    let whole = std::fs::read(tar.join("base.tar")).unwrap();
+    for length in [0, 100, 512, 2000, whole.len() / 2] {
+        std::fs::write(tar.join("base.tar"), &whole[..length]).unwrap();
+        let error = open().unwrap_err();
+        assert!(
+            error.is_permanent() && error.to_string().contains("truncated"),
+            "{length}: {error}"
+        );
+    }
+}
+
+fn make_tar(directory: &Path, archive: &Path) {
+    let status = Command::new("tar")
+        .arg("-cf")
+        .arg(archive)
+        .arg("-C")
+        .arg(directory)
+        .arg(".")
+        .status();
+    assert!(status.unwrap().success());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #[test]
+    fn a_tree_is_the_same_from_a_directory_and_from_tar(
+        files in proptest::collection::btree_map("d[a-c]{1,60}/(e[a-c]{60}/){0,2}f[a-z0-9_.]{1,60}", proptest::collection::vec(any::<u8>(), 0..3000), 0..20),
+        ranges in proptest::collection::vec((any::<prop::sample::Index>(), 0_u64..4000, 0_usize..4000), 20),
+    ) {
+        let repository = plain();
+        let (source, tar) = (repository.path().join("b"), repository.path().join("t"));
+        write(&source, &files);
+        std::fs::create_dir(&tar).unwrap();
+        make_tar(&source, &tar.join("base.tar"));
+        let opened = open_repository(repository.path(), OpenOptions::default()).unwrap();
+        let plain = opened.open(BackupChoice::Label("b")).unwrap();
+        let tar = opened.open(BackupChoice::Label("t")).unwrap();
+        prop_assert_eq!(plain.tree().entries().collect::<Vec<_>>(), tar.tree().entries().collect::<Vec<_>>());
+        let all: Vec<_> = plain.tree().entries().filter_map(|entry| match entry.kind {
+            EntryKind::File { file, .. } => Some(file),
+            EntryKind::Directory => None,
+        }).collect();
+        for (which, offset, length) in ranges {
+            let file = *which.get(&all);
+            let (mut from_plain, mut from_tar) = (vec![0; length], vec![0; length]);
+            let count = plain.read_at(file, offset, &mut from_plain).unwrap();
+            prop_assert_eq!(tar.read_at(file, offset, &mut from_tar).unwrap(), count);
+            prop_assert_eq!(&from_plain, &from_tar);
+            let path = plain.tree().file(file).unwrap().path;
+            let content = files.get(path).cloned().unwrap_or_else(|| std::fs::read(source.join(path)).unwrap());
+            let start = usize::try_from(offset).unwrap().min(content.len());
+            prop_assert_eq!(&from_plain[..count], &content[start..(start + length).min(content.len())]);
+        }
+    }
+}
