@@ -21,8 +21,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::agent::hand::MountOptions;
-use rustix::fs::FallocateFlags;
 use mount_support::{Fixture, wait_for};
+use rustix::fs::FallocateFlags;
 
 /// A small generator with a seed that failures print.
 struct Random(u64);

@@ -201,7 +201,7 @@ superuser = "postgres"
 TOML
     )
     cat >"$STATE/conf/mount-svc.toml" <<TOML
-server = "local"
+server = "demo"
 state_directory = "$STATE/mount-svc"
 http_listen = "127.0.0.1:$MOUNT_HTTP_PORT"
 
@@ -213,7 +213,7 @@ path = "$STATE/backups"
 $target
 TOML
     cat >"$STATE/conf/recovery-svc.toml" <<TOML
-server = "local"
+server = "demo"
 state_directory = "$STATE/recovery-svc"
 http_listen = "127.0.0.1:$RECOVERY_HTTP_PORT"
 
@@ -222,7 +222,7 @@ $(broker_section recovery-svc)
 $target
 TOML
     cat >"$STATE/conf/explorer.toml" <<TOML
-server = "local"
+server = "demo"
 
 $(broker_section explorer)
 TOML
@@ -389,11 +389,9 @@ TEXT
 unpublish_everything() {
     [[ -x $STATE/explorer ]] && runs broker && runs recovery-svc || return 0
     local session
-    for session in $(open_sessions || true); do
-        say "$session"
-        timeout 60 "$STATE/explorer" unpublish "$session" >/dev/null 2>&1 ||
-            timeout 60 "$STATE/explorer" cancel "$session" >/dev/null 2>&1 ||
-            say "could not be unpublished in order; it is taken down by force"
+    timeout 120 "$STATE/explorer" unpublish --all --wait=2m || true
+    for session in $(open_sessions || true); do # those that "all" does not fit: not published, waiting, failed half-way
+        timeout 60 "$STATE/explorer" cancel "$session" --wait=1m || say "session $session is taken down by force"
     done
 }
 

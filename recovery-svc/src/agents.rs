@@ -19,9 +19,15 @@ pub struct Agents;
 
 #[async_trait]
 impl Hands for Agents {
-    async fn open(&self, _name: &TargetName, target: &TargetConfig) -> Result<Arc<dyn Hand>, Problem> {
+    async fn open(
+        &self,
+        _name: &TargetName,
+        target: &TargetConfig,
+    ) -> Result<Arc<dyn Hand>, Problem> {
         let connection = AgentConnection::open(&target.endpoint()).await?;
-        Ok(Arc::new(AgentHand { connection: Mutex::new(connection) }))
+        Ok(Arc::new(AgentHand {
+            connection: Mutex::new(connection),
+        }))
     }
 }
 

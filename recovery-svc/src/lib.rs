@@ -76,7 +76,11 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), Proble
     let password = Secret::from_file(&config.broker.password_file)?;
     let options = config.broker.amqp(
         password,
-        format!("recovery-svc/{} {}", env!("CARGO_PKG_VERSION"), config.server),
+        format!(
+            "recovery-svc/{} {}",
+            env!("CARGO_PKG_VERSION"),
+            config.server
+        ),
         PUBLISH_LIMIT_S,
         Role::RecoveryService,
         Topology::new([config.server.clone()]),
@@ -84,7 +88,11 @@ pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), Proble
     // The bus closes after everything that uses it.
     let bus_stop = CancellationToken::new();
     let bus: Arc<dyn Bus> = AmqpBus::open(options, env.clone(), bus_stop.clone()).await?;
-    let parts = Parts { bus: Arc::clone(&bus), hands: Arc::new(Agents), env };
+    let parts = Parts {
+        bus: Arc::clone(&bus),
+        hands: Arc::new(Agents),
+        env,
+    };
     let result = run(config, parts, stop).await;
     bus.close().await;
     bus_stop.cancel();

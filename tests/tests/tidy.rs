@@ -109,10 +109,12 @@ fn no_source_file_is_longer_than_800_lines() {
 }
 
 #[test]
-fn modules_are_named_files_and_never_mod_rs() {
+fn modules_are_named_files_and_mod_rs_is_for_helpers_of_tests_only() {
     let findings = files(&root(), &["mod.rs"])
         .iter()
-        .filter(|path| path.ends_with("mod.rs"))
+        .filter(|path| {
+            path.ends_with("mod.rs") && !path.components().any(|c| c.as_os_str() == "tests")
+        })
         .map(|path| short(path))
         .collect();
     none(findings, "call it NAME.rs beside the folder NAME/");
@@ -200,12 +202,15 @@ fn every_configuration_key_is_documented() {
             .lines()
             .take_while(|line| !line.contains("#[cfg(test)]"))
         {
-            if line.starts_with("pub struct ") && line.ends_with('{') {
+            if line.contains("struct ") && line.starts_with("pub") && line.ends_with('{') {
                 in_struct = true;
             } else if line.starts_with('}') {
                 in_struct = false;
             }
-            let field = line.strip_prefix("    pub ").filter(|_| in_struct);
+            let field = ["    pub ", "    pub(crate) "]
+                .iter()
+                .find_map(|visible| line.strip_prefix(visible))
+                .filter(|_| in_struct);
             let Some((key, _)) = field.and_then(|field| field.split_once(": ")) else {
                 continue;
             };
