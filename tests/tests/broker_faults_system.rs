@@ -163,8 +163,7 @@ async fn every_acknowledged_command_has_exactly_one_outcome_whatever_the_broker_
     let words = history.words();
     let outcomes = |id: &CommandId| {
         let words = words.get(&id.to_string()).map_or(&[][..], Vec::as_slice);
-        let is_outcome =
-            |word: &&String| ["accepted", "rejected"].contains(&word.as_str());
+        let is_outcome = |word: &&String| ["accepted", "rejected"].contains(&word.as_str());
         words.iter().filter(is_outcome).count()
     };
     let all = || sent.acknowledged.iter().chain(sessions.keys());
