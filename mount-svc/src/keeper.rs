@@ -60,7 +60,7 @@ pub async fn keep(
                 () = stop.cancelled() => return,
                 next = step => next,
             };
-            if next == Next::Gone {
+            if next == Next::Gone && store.retire(record.session_id(), &wanted) {
                 return;
             }
         }
@@ -343,14 +343,19 @@ async fn release(store: &Store, record: &MountRecord, epoch: u64) -> Next {
         problem,
     };
     // A release that failed leaves the record: recovery-svc asks again.
-    store
+    let settled = store
         .settle(
             record,
             (!gone).then_some(after),
             Internal::MountReleased(released),
         )
         .await;
-    if gone { Next::Gone } else { Next::Again }
+    // Asked again meanwhile, by a recovery-svc that has restarted: it waits for an answer of its own.
+    if gone && settled {
+        Next::Gone
+    } else {
+        Next::Again
+    }
 }
 
 async fn try_release(store: &Store, record: &MountRecord) -> Result<(), Problem> {

@@ -105,8 +105,13 @@ impl Store {
     }
 
     /// Commits a keeper's result: the record after it (`None`: removed) and the answer to recovery-svc. A record that was changed
-    /// meanwhile by a newer request stays as it is; then the answer, whose epoch is old, does no harm.
-    pub async fn settle(&self, before: &MountRecord, after: Option<MountRecord>, answer: Internal) {
+    /// meanwhile by a newer request stays as it is, which `false` says; then the answer, whose epoch is old, does no harm.
+    pub async fn settle(
+        &self,
+        before: &MountRecord,
+        after: Option<MountRecord>,
+        answer: Internal,
+    ) -> bool {
         let message = self.message(answer);
         let session_id = before.session_id();
         let kept = after.clone();
@@ -124,9 +129,8 @@ impl Store {
             },
             before,
         );
-        if done.await == Some(true)
-            && let Some(record) = kept
-        {
+        let settled = done.await == Some(true);
+        if settled && let Some(record) = kept {
             let keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(sender) = keepers.get(&session_id) {
                 // Only if nobody has sent a newer one since the commit.
@@ -139,6 +143,17 @@ impl Store {
                 });
             }
         }
+        settled
+    }
+
+    /// Takes a keeper off the list, unless it was woken for a newer request since it looked.
+    pub fn retire(&self, session_id: SessionId, wanted: &watch::Receiver<MountRecord>) -> bool {
+        let mut keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_idle = !wanted.has_changed().unwrap_or(false);
+        if is_idle {
+            keepers.remove(&session_id);
+        }
+        is_idle
     }
 
     /// Tells recovery-svc something that changes no record.
