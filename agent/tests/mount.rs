@@ -1,5 +1,14 @@
 //! The mount behaves as a native directory, whatever happens to its worker and its mount server.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    unreachable_pub,
+    reason = "a test may panic, and its numbers are its own"
+)]
+
 mod support;
 
 use std::collections::BTreeMap;

@@ -1,5 +1,14 @@
 //! PostgreSQL 15 runs from the mount.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    unreachable_pub,
+    reason = "a test may panic, and its numbers are its own"
+)]
+
 mod support;
 
 use std::path::Path;

@@ -1,5 +1,14 @@
 //! Power cuts and kills at any moment: random operations on the cache over a disk that loses what was not flushed.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    unreachable_pub,
+    reason = "a test may panic, and its numbers are its own"
+)]
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;

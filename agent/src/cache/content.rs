@@ -111,7 +111,7 @@ impl Store {
         let base = state.base?;
         let mut missing = (first..=last).filter(|granule| !state.is_here(*granule));
         let from = missing.next()?;
-        let to = missing.last().unwrap_or(from);
+        let to = missing.next_back().unwrap_or(from);
         let offset = from * GRANULE_BYTES;
         Some(Need {
             file: base.file,
