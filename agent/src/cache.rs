@@ -4,6 +4,7 @@
 //! successor finds it, and an `fsync` only after it is written where a power cut leaves it: data first,
 //! then the map that says that the data is here.
 
+pub mod answered;
 pub mod catalog;
 pub mod content;
 pub mod disk;
@@ -14,6 +15,7 @@ pub mod record;
 pub mod runtime;
 pub mod store;
 pub mod tree;
+pub mod upkeep;
 
 /// Grain of the presence map, in bytes: a PostgreSQL page.
 pub const GRANULE_BYTES: u64 = 8192;

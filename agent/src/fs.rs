@@ -5,9 +5,10 @@
 mod attributes;
 mod directory;
 mod filesystem;
+mod mount_fs;
 mod pool;
 mod transfer;
 
-pub use filesystem::{MountFs, MountFsParts, Passthrough};
+pub use mount_fs::{MountFs, MountFsParts, Passthrough};
 pub use pool::Pool;
 pub use transfer::Transfer;

@@ -26,10 +26,12 @@ pub struct SuperviseSpec {
 }
 
 const START_LIMIT: Duration = Duration::from_secs(30);
-const STOP_LIMIT: Duration = Duration::from_secs(30);
+const STOP_LIMIT: Duration = Duration::from_secs(40);
 const POLL_EVERY: Duration = Duration::from_millis(20);
 const INIT_BYTES_MAX: usize = 64 * 1024;
 const READ_AHEAD_KIB: u32 = 1024;
+/// How long a worker may take to make everything durable.
+const FINISH_LIMIT: Duration = Duration::from_secs(25);
 /// A worker that dies sooner than this after its start is restarted after a pause.
 const HEALTHY_AFTER: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -118,6 +120,11 @@ pub fn start_program(
             return Ok(status);
         }
         let ended = child.try_wait().ok().flatten();
+        if ended.is_some() && is_supervised(place) && began_at.elapsed() < START_LIMIT {
+            // Somebody else was faster: theirs is as good as ours.
+            std::thread::sleep(POLL_EVERY);
+            continue;
+        }
         if ended.is_some() || began_at.elapsed() > START_LIMIT {
             if ended.is_none() {
                 child.kill().ok();
@@ -333,15 +340,24 @@ async fn keep_worker(spec: &SuperviseSpec, kept: &mut Kept) -> Result<(), Proble
         let started_at = Instant::now();
         let mut worker =
             spawn_worker(spec, kept, starts).map_err(io_problem("start the worker".to_owned()))?;
+        // Taken out, for waiting would close it, and its end tells the worker to end.
+        let input = worker.stdin.take();
         let ended = tokio::select! {
             ended = worker.wait() => Some(ended),
             _ = terminate.recv() => None,
             _ = interrupt.recv() => None,
         };
         let Some(ended) = ended else {
-            // Waiting requests end with the mount, also those that the worker does not get to any more.
-            worker.start_kill().ok();
-            worker.wait().await.ok();
+            // The end of its input tells it to make everything durable and to end.
+            drop(input);
+            if tokio::time::timeout(FINISH_LIMIT, worker.wait())
+                .await
+                .is_err()
+            {
+                tracing::error!("the worker does not finish and is killed");
+                worker.start_kill().ok();
+                worker.wait().await.ok();
+            }
             return Ok(());
         };
         tracing::warn!(?ended, starts, "the worker ended");
@@ -377,7 +393,7 @@ fn spawn_worker(
     };
     tokio::process::Command::new(std::env::current_exe()?)
         .args(["worker", "--spec", &serde_json::to_string(&worker)?])
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .kill_on_drop(true)
         .spawn()

@@ -5,7 +5,7 @@ pub mod client;
 mod control;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -80,9 +80,14 @@ pub fn run(spec: WorkerSpec) -> anyhow::Result<()> {
         passthrough,
     });
     control::listen(shared.clone())?;
+    let swept = store.clone();
     std::thread::Builder::new()
         .name("sweep".to_owned())
-        .spawn(move || sweep(&store))?;
+        .spawn(move || sweep(&swept))?;
+    let kept = store.clone();
+    std::thread::Builder::new()
+        .name("stop".to_owned())
+        .spawn(move || end_with_supervisor(&kept))?;
     if shared.spec.starts > 1 {
         attach::ask_for_resend(device.as_fd());
     }
@@ -91,7 +96,23 @@ pub fn run(spec: WorkerSpec) -> anyhow::Result<()> {
         device = device.as_raw_fd(),
         "serving"
     );
-    session.run().context("serve")
+    session.run().context("serve")?;
+    store.sync_everything().context("make everything durable")
+}
+
+// Standard input ends when the supervisor wants us to end, and when it has died: then too there is nobody left
+// who could restart us, and a mount that nobody keeps must not go on.
+fn end_with_supervisor(store: &Store) {
+    let mut nothing = Vec::new();
+    io::stdin().lock().read_to_end(&mut nothing).ok();
+    let code = match store.sync_everything() {
+        Ok(()) => 0,
+        Err(error) => {
+            tracing::error!(%error, "make everything durable");
+            1
+        }
+    };
+    std::process::exit(code);
 }
 
 // A thread that panics would leave requests without an answer; a new process answers them.
@@ -133,6 +154,12 @@ fn sweep(store: &Store) {
         std::thread::sleep(SWEEP_EVERY);
         if let Err(error) = store.reap() {
             tracing::error!(%error, "free the space of removed files");
+        }
+        if let Err(error) = store.complete_whole() {
+            tracing::error!(%error, "note complete files");
+        }
+        if let Err(error) = store.sum_up_if_long() {
+            tracing::error!(%error, "sum up the journals");
         }
         if let Err(error) = store.sync_names() {
             tracing::error!(%error, "flush the catalog");

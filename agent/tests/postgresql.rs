@@ -1,5 +1,14 @@
 //! PostgreSQL 15 runs from the mount.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    unreachable_pub,
+    reason = "a test may panic, and its numbers are its own"
+)]
+
 mod mount_support;
 
 use std::path::Path;
@@ -34,9 +43,17 @@ fn succeed(command: &mut Command) -> String {
 
 fn make_cluster(data: &Path) {
     succeed(Command::new("chown").arg("postgres:").arg(data));
-    succeed(postgres("initdb").args(["-k", "-N", "-A", "trust", "-D"]).arg(data));
+    succeed(
+        postgres("initdb")
+            .args(["-k", "-N", "-A", "trust", "-D"])
+            .arg(data),
+    );
     let mut source = Instance::start(data);
-    succeed(postgres("pgbench").args(["-i", "-q", "-s", "5"]).args(source.address()));
+    succeed(
+        postgres("pgbench")
+            .args(["-i", "-q", "-s", "5"])
+            .args(source.address()),
+    );
     source.stop("fast");
 }
 
@@ -64,7 +81,11 @@ impl Instance {
             .arg("-l")
             .arg(&log);
         // Not through pipes: the postmaster would keep them.
-        let ended = command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+        let ended = command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
         let said = std::fs::read_to_string(&log).unwrap_or_default();
         assert!(ended.success(), "{said}");
         Self {
@@ -85,7 +106,11 @@ impl Instance {
 
     fn stop(&mut self, mode: &str) {
         self.running = false;
-        succeed(postgres("pg_ctl").args(["stop", "-w", "-m", mode, "-D"]).arg(&self.data));
+        succeed(
+            postgres("pg_ctl")
+                .args(["stop", "-w", "-m", mode, "-D"])
+                .arg(&self.data),
+        );
     }
 }
 
@@ -132,7 +157,9 @@ fn run_with_worker_kills(passthrough: bool) {
         fixture.kill_worker();
         kills += 1;
     }
-    wait_for("pgbench ends", Duration::from_secs(60), || bench.try_wait().unwrap().is_some());
+    wait_for("pgbench ends", Duration::from_secs(60), || {
+        bench.try_wait().unwrap().is_some()
+    });
     let output = bench.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     println!("{said}{}", String::from_utf8_lossy(&output.stderr));
@@ -144,11 +171,19 @@ fn run_with_worker_kills(passthrough: bool) {
     let mut instance = Instance::start(&fixture.data());
     assert_balanced(&instance);
     instance.stop("fast");
-    succeed(postgres("pg_checksums").args(["--check", "-D"]).arg(fixture.data()));
+    succeed(
+        postgres("pg_checksums")
+            .args(["--check", "-D"])
+            .arg(fixture.data()),
+    );
     // And once more over the same cache, from the catalog alone.
     fixture.unmount();
     fixture.mount(&options).unwrap();
-    succeed(postgres("pg_checksums").args(["--check", "-D"]).arg(fixture.data()));
+    succeed(
+        postgres("pg_checksums")
+            .args(["--check", "-D"])
+            .arg(fixture.data()),
+    );
     let mut instance = Instance::start(&fixture.data());
     assert_balanced(&instance);
     instance.stop("fast");

@@ -8,8 +8,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::client::TargetConnection;
+use crate::bus::amqp::AmqpOptions;
 use crate::ids::OsUser;
 use crate::problem::{ErrorCode, Problem};
+use crate::topology::{Role, Topology};
 
 /// Prefix of environment variables that override the file.
 pub const ENVIRONMENT_PREFIX: &str = "PGINSTANT";
@@ -146,6 +148,29 @@ fn default_heartbeat_s() -> u16 {
 }
 
 impl BrokerConfig {
+    /// The options of a connection for a role.
+    pub fn amqp(
+        &self,
+        password: Secret,
+        connection_name: String,
+        publish_limit_s: u64,
+        role: Role,
+        topology: Topology,
+    ) -> AmqpOptions {
+        AmqpOptions {
+            host: self.host.clone(),
+            port: self.port,
+            vhost: self.vhost.clone(),
+            user: self.user.clone(),
+            password,
+            heartbeat_s: self.heartbeat_s,
+            connection_name,
+            publish_limit_s,
+            role,
+            topology,
+        }
+    }
+
     /// Checks the ranges.
     pub fn validate(&self) -> Result<(), Problem> {
         if !(1..=60).contains(&self.heartbeat_s) {

@@ -12,7 +12,7 @@
 mod broker;
 mod definitions;
 
-pub(crate) use broker::{apply, check, mismatch};
+pub(crate) use broker::{apply, check, is_absent, mismatch};
 pub use definitions::{definitions, password_placeholder};
 
 use std::collections::BTreeMap;

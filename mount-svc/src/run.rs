@@ -80,18 +80,13 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Problem>
 }
 
 fn options(config: &Config, password: Secret) -> AmqpOptions {
-    AmqpOptions {
-        host: config.broker.host.clone(),
-        port: config.broker.port,
-        vhost: config.broker.vhost.clone(),
-        user: config.broker.user.clone(),
+    config.broker.amqp(
         password,
-        heartbeat_s: config.broker.heartbeat_s,
-        connection_name: format!("mount-svc/{} {}", env!("CARGO_PKG_VERSION"), config.server),
-        publish_limit_s: PUBLISH_LIMIT_S,
-        role: Role::MountService,
-        topology: Topology::new([config.server.clone()]),
-    }
+        format!("mount-svc/{} {}", env!("CARGO_PKG_VERSION"), config.server),
+        PUBLISH_LIMIT_S,
+        Role::MountService,
+        Topology::new([config.server.clone()]),
+    )
 }
 
 fn readiness(bus: Arc<dyn Bus>) -> Readiness {

@@ -4,6 +4,7 @@
 //! Life: open the journal, take all sessions up again, relay what is owed, then consume. Every task belongs to [`Running`], which ends them in order.
 
 mod activity;
+pub mod agents;
 mod answers;
 mod commands;
 pub mod config;
@@ -29,12 +30,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::bus::Bus;
+use common::bus::amqp::AmqpBus;
+use common::config::Secret;
 use common::env::Env;
 use common::http::{HttpDoor, Readiness};
 use common::journal::{Journal, Record, relay};
 use common::problem::{ErrorCode, Problem};
+use common::topology::{Role, Topology};
 use tokio_util::sync::CancellationToken;
 
+use crate::agents::Agents;
 use crate::hand::Hands;
 use crate::metrics::Metrics;
 use crate::service::Service;
@@ -60,6 +65,38 @@ impl std::fmt::Debug for Parts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Parts")
     }
+}
+
+/// How long a publish may wait for its confirm, in seconds.
+const PUBLISH_LIMIT_S: u64 = 60;
+
+/// Runs the service with the configured broker and real agents until the token is cancelled.
+pub async fn serve(config: Config, stop: CancellationToken) -> Result<(), Problem> {
+    let env = Env::system();
+    let password = Secret::from_file(&config.broker.password_file)?;
+    let options = config.broker.amqp(
+        password,
+        format!(
+            "recovery-svc/{} {}",
+            env!("CARGO_PKG_VERSION"),
+            config.server
+        ),
+        PUBLISH_LIMIT_S,
+        Role::RecoveryService,
+        Topology::new([config.server.clone()]),
+    );
+    // The bus closes after everything that uses it.
+    let bus_stop = CancellationToken::new();
+    let bus: Arc<dyn Bus> = AmqpBus::open(options, env.clone(), bus_stop.clone()).await?;
+    let parts = Parts {
+        bus: Arc::clone(&bus),
+        hands: Arc::new(Agents),
+        env,
+    };
+    let result = run(config, parts, stop).await;
+    bus.close().await;
+    bus_stop.cancel();
+    result
 }
 
 /// Runs the service until the token is cancelled. The bus is the caller's to close.

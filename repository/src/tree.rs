@@ -382,7 +382,8 @@ mod tests {
 
     #[test]
     fn duplicates_and_files_with_children_are_refused_by_name() {
-        let table: &[(&[(&str, Option<u64>, u32)], &str)] = &[
+        type Listed<'a> = &'a [(&'a str, Option<u64>, u32)];
+        let table: &[(Listed<'_>, &str)] = &[
             (&[("a", Some(1), 0), ("a", Some(1), 0)], "a"),
             (&[("a", Some(1), 0), ("a", Some(1), 1)], "a"),
             (&[("a", Some(1), 0), ("a", None, 1)], "a"),

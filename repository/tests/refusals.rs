@@ -1,5 +1,11 @@
 //! What is refused, by the name of the file that shows why; and that a tree reads the same from a directory and from tar.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests fail by panic"
+)]
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 use std::path::Path;

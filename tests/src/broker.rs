@@ -29,6 +29,7 @@ pub const HEARTBEAT_S: u16 = 2;
 
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
+const INFANCY: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Where RabbitMQ's own programs are; the wrappers in `sbin` change the user and the home directory.
 const PROGRAM_DIRECTORIES: [&str; 2] = ["/usr/lib/rabbitmq/bin", "/opt/rabbitmq/sbin"];
@@ -38,7 +39,7 @@ pub const PROGRAMS_VARIABLE: &str = "PGINSTANT_TEST_RABBITMQ";
 /// Reads process groups to kill, the last line counts; at the end of the pipe kills them and removes the directory.
 const WATCHDOG: &str = r#"
 while read -r line; do groups=$line; done
-for group in $groups; do kill -KILL -- "-$group" 2>/dev/null; done
+for group in $groups; do kill -KILL "-$group" 2>/dev/null; done
 tries=0
 while [ -d "$1" ] && [ $tries -lt 50 ]; do rm -rf "$1" 2>/dev/null || sleep 0.1; tries=$((tries + 1)); done
 "#;
@@ -62,6 +63,7 @@ pub struct TestBroker {
     epmd: Child,
     server: Option<Child>,
     watchdog: Child,
+    made_at: Instant,
     // Removed by the watchdog, and by its own guard if that failed.
     directory: TempDir,
 }
@@ -142,9 +144,11 @@ impl TestBroker {
             epmd,
             server: None,
             watchdog,
+            made_at: Instant::now(),
             directory,
         };
         broker.boot().await?;
+        broker.made_at = Instant::now();
         Ok(broker)
     }
 
@@ -179,7 +183,8 @@ impl TestBroker {
                 bail!("the broker ended with {status}: {}", self.console());
             }
             if Instant::now() > deadline {
-                bail!("the broker did not boot: {last}: {}", self.console());
+                let errors = self.unexpected_errors(&[]);
+                bail!("the broker did not boot: {last}: {errors:#?}");
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -196,6 +201,25 @@ impl TestBroker {
     /// What the broker has logged so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.path("log/broker.log")).unwrap_or_default()
+    }
+
+    /// The errors in the broker's log that contain none of the expected texts. An entry may have several lines.
+    pub fn unexpected_errors(&self, expected: &[&str]) -> Vec<String> {
+        let mut entries: Vec<String> = Vec::new();
+        for line in self.log().lines() {
+            match entries.last_mut() {
+                // Lines of one entry have one beginning: time, level and process.
+                Some(entry) if same_entry(entry, line) => {
+                    entry.push('\n');
+                    entry.push_str(line);
+                }
+                _ => entries.push(line.to_owned()),
+            }
+        }
+        entries.retain(|entry| {
+            entry.contains(" [error] ") && !expected.iter().any(|text| entry.contains(text))
+        });
+        entries
     }
 
     /// The port for AMQP, on 127.0.0.1.
@@ -237,8 +261,10 @@ impl TestBroker {
         bus.context("open the bus")
     }
 
-    /// `kill -9`.
-    pub fn kill(&mut self) -> anyhow::Result<()> {
+    /// `kill -9`. RabbitMQ 3.10 needs a moment after the first declaration of a stream until its coordinator would survive
+    /// that; without it the stream is down for ever. So a very young broker is left to live that long first.
+    pub async fn kill(&mut self) -> anyhow::Result<()> {
+        tokio::time::sleep_until((self.made_at + INFANCY).into()).await;
         self.signal(Signal::KILL)?;
         if let Some(mut server) = self.server.take() {
             server.wait()?;
@@ -254,7 +280,7 @@ impl TestBroker {
         while server.try_wait()?.is_none() {
             if Instant::now() > deadline {
                 self.server = Some(server);
-                self.kill()?;
+                self.kill().await?;
                 bail!("the broker did not stop within {STOP_LIMIT:?}");
             }
             tokio::time::sleep(LOOK_EVERY).await;
@@ -343,8 +369,10 @@ impl Drop for TestBroker {
             Some(&mut self.epmd),
             self.server.as_mut(),
         ];
-        for child in children.into_iter().flatten() {
-            if let Err(error) = child.wait() {
+        for (at, child) in children.into_iter().flatten().enumerate() {
+            // Should the watchdog have failed, a test must still not wait for ever.
+            let killed = if at > 0 { child.kill() } else { Ok(()) };
+            if let Err(error) = killed.and_then(|()| child.wait()) {
                 eprintln_once(&format!("a process of the test broker: {error}"));
             }
         }
@@ -357,6 +385,11 @@ impl Drop for TestBroker {
 )]
 fn eprintln_once(text: &str) {
     eprintln!("{text}");
+}
+
+fn same_entry(entry: &str, line: &str) -> bool {
+    let head = |text: &str| text.split_once('>').map(|(head, _)| head.to_owned());
+    head(entry).is_some() && head(entry) == head(line)
 }
 
 fn pid(child: &Child) -> anyhow::Result<Pid> {

@@ -1,8 +1,11 @@
-//! What the whole-system tests share: real brokers, servers, processes and mounts that go away with the test.
+//! What the whole-system tests share: real brokers, servers, processes and mounts that go away with the test; and the files that
+//! are generated from the code.
 
 pub mod broker;
+pub mod generated;
 pub mod leftovers;
 pub mod postgres;
 pub mod programs;
 pub mod system;
+pub mod tree_hash;
 pub mod wait;

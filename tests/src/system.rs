@@ -207,22 +207,18 @@ impl TestSystem {
     /// Waits until a session is in a state; fails at once when it has ended in another.
     pub async fn reaches(&self, id: &str, status: SessionStatus) -> anyhow::Result<SessionDetail> {
         let what = format!("session {id} is {status}");
-        let found = wait::find(
-            &what,
-            SESSION_LIMIT,
-            async || {
-                let Some(detail) = self.session(id).await? else {
-                    return Ok(None);
-                };
-                let now = detail.summary.status;
-                if now == status {
-                    return Ok(Some(detail));
-                }
-                let stuck = now.is_final() || now == SessionStatus::WaitingForManualRetry;
-                ensure!(!stuck, "the session is {now}: {:?}", detail.summary.problem);
-                Ok(None)
-            },
-        );
+        let found = wait::find(&what, SESSION_LIMIT, async || {
+            let Some(detail) = self.session(id).await? else {
+                return Ok(None);
+            };
+            let now = detail.summary.status;
+            if now == status {
+                return Ok(Some(detail));
+            }
+            let stuck = now.is_final() || now == SessionStatus::WaitingForManualRetry;
+            ensure!(!stuck, "the session is {now}: {:?}", detail.summary.problem);
+            Ok(None)
+        });
         found.await.with_context(|| self.story(id))
     }
 

@@ -1,5 +1,11 @@
 //! The repository crate against backups that the real `pg_basebackup` took of a real cluster under load.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests fail by panic"
+)]
+
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

@@ -25,6 +25,9 @@ struct State {
     flushing: bool,
     // A failed flush leaves the file's state unknown: nothing is promised any more.
     failed: bool,
+    // While a snapshot is made: the successor, which also gets what is appended meanwhile.
+    successor: Option<Vec<u8>>,
+    size_when_summed_up: u64,
 }
 
 impl Catalog {
@@ -57,6 +60,8 @@ impl Catalog {
             synced: 0,
             flushing: false,
             failed: false,
+            successor: None,
+            size_when_summed_up: good,
         };
         let catalog = Self {
             disk,
@@ -85,6 +90,9 @@ impl Catalog {
             state.file.set_size(state.length).ok();
             return Err(error);
         }
+        if let Some(successor) = &mut state.successor {
+            successor.extend_from_slice(&bytes);
+        }
         state.length += bytes.len() as u64;
         state.written += bytes.len() as u64;
         Ok(state.written)
@@ -103,6 +111,11 @@ impl Catalog {
     /// Size of the file, in bytes.
     pub fn size(&self) -> u64 {
         self.lock().length
+    }
+
+    /// Size right after the last snapshot, in bytes.
+    pub fn size_when_summed_up(&self) -> u64 {
+        self.lock().size_when_summed_up
     }
 
     /// Makes everything up to the position durable; one flush serves all who wait for it.
@@ -137,30 +150,44 @@ impl Catalog {
         }
     }
 
-    /// Replaces the whole catalog by what `snapshot` returns; nobody appends meanwhile.
-    pub fn replace(&self, snapshot: impl FnOnce() -> Vec<Record>) -> io::Result<()> {
+    /// Begins a snapshot: from now on all that is appended counts for the successor too.
+    pub fn begin_snapshot(&self) {
+        self.lock().successor = Some(Vec::new());
+    }
+
+    /// Puts records that sum up earlier ones into the successor.
+    pub fn sum_up(&self, records: &[Record]) {
+        if let Some(successor) = &mut self.lock().successor {
+            for record in records {
+                record::encode(record, successor);
+            }
+        }
+    }
+
+    /// Puts the successor in place, durably.
+    pub fn finish_snapshot(&self) -> io::Result<()> {
         let mut state = self.lock();
         while state.flushing {
-            state = self
-                .flushed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            let waited = self.flushed.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
         }
-        let mut bytes = Vec::new();
-        for record in snapshot() {
-            record::encode(&record, &mut bytes);
-        }
-        let file = self
-            .disk
-            .open(DiskName::CatalogNew, true)?
-            .ok_or(io::ErrorKind::NotFound)?;
+        let Some(bytes) = state.successor.take() else {
+            return Ok(());
+        };
+        let opened = self.disk.open(DiskName::CatalogNew, true)?;
+        let file = opened.ok_or(io::ErrorKind::NotFound)?;
         file.set_size(0)?;
         file.write_at(&bytes, 0)?;
         file.sync_data()?;
         self.disk.rename(DiskName::CatalogNew, DiskName::Catalog)?;
-        self.disk.sync_catalog_name()?;
         state.file = file;
         state.length = bytes.len() as u64;
+        state.size_when_summed_up = state.length;
+        if let Err(error) = self.disk.sync_catalog_name() {
+            // Which of the two files a power cut leaves is unknown.
+            state.failed = true;
+            return Err(error);
+        }
         state.synced = state.written;
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! What is in files: reads and writes over the backup, truncation, allocation, flushes.
 
+use std::borrow::Cow;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use rustix::io::Errno;
 
@@ -48,9 +49,24 @@ pub enum Outcome<T> {
     Needs(Need),
 }
 
+/// Most ranges of granules in one record.
+const RANGES_MAX: usize = 50_000;
 const SEEK_DATA: i32 = 3;
 /// Longest copy in one request, so that other requests do not wait.
 const COPY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+// The bytes at this length: cut, or with zeros behind.
+fn padded(bytes: &[u8], length: u64) -> Cow<'_, [u8]> {
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    match bytes.get(..length) {
+        Some(bytes) => Cow::Borrowed(bytes),
+        None => {
+            let mut bytes = bytes.to_vec();
+            bytes.resize(length, 0);
+            Cow::Owned(bytes)
+        }
+    }
+}
+
 const KEEP_SIZE: u32 = 1;
 const PUNCH_HOLE: u32 = 2;
 const ZERO_RANGE: u32 = 16;
@@ -95,7 +111,7 @@ impl Store {
         let base = state.base?;
         let mut missing = (first..=last).filter(|granule| !state.is_here(*granule));
         let from = missing.next()?;
-        let to = missing.last().unwrap_or(from);
+        let to = missing.next_back().unwrap_or(from);
         let offset = from * GRANULE_BYTES;
         Some(Need {
             file: base.file,
@@ -188,8 +204,11 @@ impl Store {
             let Some(bytes) = fetched.granule(from, run_end - from * GRANULE_BYTES) else {
                 break;
             };
+            // Whole granules: behind the backup's part a lost write may have left something on the disk.
+            let padded_end = (granule * GRANULE_BYTES).min(state.size);
+            let bytes = padded(bytes, padded_end - from * GRANULE_BYTES);
             let file = self.data_file(node, &mut state)?;
-            file.write_at(bytes, from * GRANULE_BYTES)?;
+            file.write_at(&bytes, from * GRANULE_BYTES)?;
             self.note_present(node.ino, &mut state, from..granule, 0)?;
         }
         Ok(())
@@ -232,7 +251,7 @@ impl Store {
             state.dirty = true;
             return Ok(Outcome::Done(()));
         }
-        let mut image = std::borrow::Cow::Borrowed(bytes);
+        let mut image = Cow::Borrowed(bytes);
         let mut image_offset = offset;
         for edge in self.edges(&state, offset, end) {
             let base_length = state.base.map_or(0, |base| base.length);
@@ -245,10 +264,10 @@ impl Store {
                 return need.map(Outcome::Needs).ok_or_else(|| error(Errno::IO));
             };
             let image = image.to_mut();
+            let length = GRANULE_BYTES.min(state.size - at);
+            let content = padded(content, length);
             if at < offset && edge == offset / GRANULE_BYTES {
-                let head = usize::try_from((offset - at).min(length)).map_err(io::Error::other)?;
-                let mut joined = content.get(..head).unwrap_or_default().to_vec();
-                joined.resize(usize::try_from(offset - at).map_err(io::Error::other)?, 0);
+                let mut joined = padded(&content, offset - at).into_owned();
                 joined.extend_from_slice(image);
                 *image = joined;
                 image_offset = at;
@@ -272,14 +291,14 @@ impl Store {
 
     // Granules of the backup's part that the range covers only in part and that are not here.
     fn edges(&self, state: &NodeState, offset: u64, end: u64) -> Vec<u64> {
-        let Some(base) = state.base else {
+        if state.base.is_none() {
             return Vec::new();
-        };
+        }
         let (first, last) = (offset / GRANULE_BYTES, (end - 1) / GRANULE_BYTES);
         let mut edges = Vec::new();
         let partly = |granule: u64| {
             let from = granule * GRANULE_BYTES;
-            let to = (from + GRANULE_BYTES).min(base.length);
+            let to = (from + GRANULE_BYTES).min(state.size);
             !state.is_here(granule) && (offset > from || end < to)
         };
         if partly(first) {
@@ -301,6 +320,11 @@ impl Store {
             return Ok(());
         }
         let file = self.data_file(node, &mut state)?;
+        if size == state.size {
+            state.attributes.modified_at = now();
+            state.attributes.changed_at = state.attributes.modified_at;
+            return Ok(());
+        }
         // The map first: a granule that comes back after a cut would be the backup's old content.
         let record = Record::Truncate {
             ino: node.ino,
@@ -441,21 +465,36 @@ impl Store {
         )?)
     }
 
+    /// Whether a flush of the file would find nothing to do.
+    pub fn is_clean(&self, node: &Node) -> bool {
+        let Ok(_flush) = node.try_lock_flush() else {
+            return false;
+        };
+        let state = node.lock();
+        let served_by_kernel = state.opens.passthrough > 0 && state.base.is_none();
+        !state.dirty && !state.failed && !served_by_kernel && self.catalog.is_synced(state.position)
+    }
+
     /// Makes a file durable: data, then the map, then nothing is left to do.
     pub fn sync(&self, node: &Node) -> io::Result<()> {
+        let _flush = node.lock_flush();
+        let position = self.flush(node)?;
+        self.catalog.sync(position)
+    }
+
+    // Flushes data and appends to the catalog; returns the position that makes it durable.
+    fn flush(&self, node: &Node) -> io::Result<u64> {
         let mut state = node.lock();
         if state.failed {
             return Err(error(Errno::IO));
         }
-        let position = state.position;
         let served_by_kernel = state.opens.passthrough > 0 && state.base.is_none();
         if !state.dirty && !served_by_kernel {
-            drop(state);
-            return self.catalog.sync(position);
+            return Ok(state.position);
         }
         let file = self.data_file(node, &mut state)?;
-        let bits = std::mem::take(&mut state.uncommitted);
-        let (size, unnamed) = (state.size, state.unnamed);
+        state.committing = std::mem::take(&mut state.uncommitted);
+        let (size, unnamed, cut) = (state.size, state.unnamed, state.cut);
         let modified_at = state.attributes.modified_at;
         state.dirty = false;
         drop(state);
@@ -465,6 +504,7 @@ impl Store {
         }
         let mut state = node.lock();
         if let Err(failure) = result {
+            // The kernel may have dropped what it could not write: nothing can be promised any more.
             state.failed = true;
             self.runtime
                 .append(&RuntimeRecord::Failed { ino: node.ino })?;
@@ -474,51 +514,91 @@ impl Store {
             state.unnamed = false;
         }
         if state.base.is_some() {
-            // A cut meanwhile has taken its granules out of what may be promised.
             let size = size.min(state.size);
-            let cut = state.cut.take().filter(|_| state.dirty);
-            let mut rest = bits.ranges();
-            loop {
-                let more = rest.split_off(rest.len().min(50_000));
-                let record = Record::Commit {
-                    ino: node.ino,
-                    size,
-                    modified_at,
-                    present: rest,
-                };
-                state.position = self.append(&[record])?;
-                rest = more;
-                if rest.is_empty() {
-                    break;
+            let committed = self.append_commit(node.ino, size, modified_at, &state);
+            let committing = std::mem::take(&mut state.committing);
+            match committed {
+                Ok(position) => {
+                    state.position = position;
+                    state.size_in_catalog = size;
+                }
+                Err(failure) => {
+                    for (first, count) in committing.ranges() {
+                        state.uncommitted.insert_range(first..first + count);
+                    }
+                    state.dirty = true;
+                    return Err(failure);
                 }
             }
-            state.cut = cut;
+            if state.cut == cut {
+                state.cut = None;
+            }
         }
-        let position = state.position;
-        drop(state);
-        self.catalog.sync(position)
+        Ok(state.position)
     }
 
-    /// Makes the data file the whole truth once everything is in it. Says whether it is now.
-    pub fn complete(&self, node: &Node) -> io::Result<bool> {
-        if !node.lock().is_whole() {
-            return Ok(false);
+    fn append_commit(
+        &self,
+        ino: Ino,
+        size: u64,
+        modified_at: i64,
+        state: &NodeState,
+    ) -> io::Result<u64> {
+        let ranges = state.committing.ranges();
+        let record = |present: &[(u64, u64)]| Record::Commit {
+            ino,
+            size,
+            modified_at,
+            present: present.to_vec(),
+        };
+        if ranges.is_empty() {
+            return self.append(&[record(&[])]);
         }
-        node.lock().dirty = true;
-        self.sync(node)?;
+        let records: Vec<Record> = ranges.chunks(RANGES_MAX).map(record).collect();
+        self.append(&records)
+    }
+
+    /// Notes a file of which everything is here: the next sweep makes it complete.
+    pub fn note_whole(&self, node: &Arc<Node>) {
+        if node.lock().is_whole() {
+            let mut whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+            whole.push(node.clone());
+        }
+    }
+
+    /// Makes data files of which everything is here the whole truth: flushes them all, then tells the catalog once.
+    pub fn complete_whole(&self) -> io::Result<()> {
+        let mut whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
+        let nodes = std::mem::take(&mut *whole);
+        drop(whole);
+        for node in &nodes {
+            self.complete(node)?;
+        }
+        if nodes.is_empty() {
+            return Ok(());
+        }
+        self.sync_names()
+    }
+
+    fn complete(&self, node: &Node) -> io::Result<()> {
+        let _flush = node.lock_flush();
+        {
+            let mut state = node.lock();
+            // What was only copied from the backup counts too now.
+            state.dirty |= state.is_whole();
+        }
+        self.flush(node)?;
         let mut state = node.lock();
         if state.dirty || !state.is_whole() || state.failed {
-            return Ok(false);
+            // Written meanwhile; looked at again when it is read again.
+            return Ok(());
         }
         let file = self.data_file(node, &mut state)?;
         let attributes = state.attributes;
         file.set_times(attributes.accessed_at, attributes.modified_at)?;
         state.position = self.append(&[Record::Complete { ino: node.ino }])?;
-        state.base = None;
-        state.cut = None;
-        state.present.clear();
-        state.uncommitted.clear();
-        Ok(true)
+        state.forget_base();
+        Ok(())
     }
 
     /// Whether the kernel may serve the file by itself: what it is is durable, and nobody reads it through the worker.

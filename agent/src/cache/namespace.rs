@@ -1,9 +1,10 @@
 //! Names over the backup's names, and the table of touched nodes: changed only by applying records,
 //! the same way in a live mount and in a replay.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::answered::Answered;
 use super::node::Node;
 use super::record::{Attributes, BasePart, Nanoseconds, NodeKind, NodeRecord, Record};
 use super::tree::{Tree, TreeNode, TreeNodeKind};
@@ -11,9 +12,6 @@ use super::{Ino, ROOT};
 
 /// First number of nodes that the backup does not have.
 pub const FIRST_OWN_INO: Ino = 1 << 32;
-
-/// Most answered requests that are remembered: more than the kernel has in flight.
-const ANSWERED_MAX: usize = 4096;
 
 /// Who owns what the backup does not say the owner of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +30,7 @@ pub struct Namespace {
     names: HashMap<Ino, BTreeMap<String, Option<Ino>>>,
     nodes: HashMap<Ino, Arc<Node>>,
     next_ino: Ino,
-    answered: HashMap<u64, Ino>,
-    answered_order: VecDeque<u64>,
+    answered: Answered,
     /// Nodes that lost their last name and await removal.
     pub nameless: Vec<Ino>,
 }
@@ -64,8 +61,7 @@ impl Namespace {
             names: HashMap::new(),
             nodes: HashMap::new(),
             next_ino: FIRST_OWN_INO,
-            answered: HashMap::new(),
-            answered_order: VecDeque::new(),
+            answered: Answered::default(),
             nameless: Vec::new(),
         }
     }
@@ -110,6 +106,7 @@ impl Namespace {
                 length: size_bytes,
             });
             state.size = size_bytes;
+            state.size_in_catalog = size_bytes;
         }
         let node = Arc::new(node);
         self.nodes.insert(ino, node.clone());
@@ -180,21 +177,7 @@ impl Namespace {
 
     /// The node that a request made, if the request was answered before the worker's restart; 0 for none made.
     pub fn answered(&self, unique: u64) -> Option<Ino> {
-        self.answered.get(&unique).copied()
-    }
-
-    fn remember(&mut self, unique: u64, ino: Ino) {
-        if unique == 0 {
-            return;
-        }
-        if self.answered_order.len() >= ANSWERED_MAX
-            && let Some(oldest) = self.answered_order.pop_front()
-        {
-            self.answered.remove(&oldest);
-        }
-        if self.answered.insert(unique, ino).is_none() {
-            self.answered_order.push_back(unique);
-        }
+        self.answered.get(unique)
     }
 
     fn touch(&mut self, ino: Ino, at: Nanoseconds) {
@@ -236,7 +219,6 @@ impl Namespace {
         match record {
             Record::Mounted => {
                 self.answered.clear();
-                self.answered_order.clear();
             }
             Record::Create {
                 ino,
@@ -251,7 +233,7 @@ impl Namespace {
                 self.nodes.insert(*ino, Arc::new(node));
                 self.set_name(*parent, name, Some(*ino));
                 self.touch(*parent, attributes.changed_at);
-                self.remember(*unique, *ino);
+                self.answered.remember(*unique, *ino);
             }
             Record::Link {
                 ino,
@@ -267,7 +249,7 @@ impl Namespace {
                 }
                 self.set_name(*parent, name, Some(*ino));
                 self.touch(*parent, *at);
-                self.remember(*unique, *ino);
+                self.answered.remember(*unique, *ino);
             }
             Record::Unlink {
                 parent,
@@ -280,7 +262,7 @@ impl Namespace {
                     self.drop_link(ino, *at);
                     self.touch(*parent, *at);
                 }
-                self.remember(*unique, 0);
+                self.answered.remember(*unique, 0);
             }
             Record::Rename {
                 parent,
@@ -305,7 +287,7 @@ impl Namespace {
                         node.lock().attributes.changed_at = *at;
                     }
                 }
-                self.remember(*unique, 0);
+                self.answered.remember(*unique, 0);
             }
             Record::Attributes { ino, attributes } => {
                 if let Some(node) = self.node(*ino) {
@@ -322,6 +304,7 @@ impl Namespace {
                     let mut state = node.lock();
                     if state.base.is_some() {
                         state.size = *size;
+                        state.size_in_catalog = *size;
                         state.cut = None;
                         state.attributes.modified_at = *modified_at;
                         let limit = state.base_granules();
@@ -341,10 +324,7 @@ impl Namespace {
             Record::Complete { ino } => {
                 if let Some(node) = self.node(*ino) {
                     let mut state = node.lock();
-                    state.base = None;
-                    state.cut = None;
-                    state.present.clear();
-                    state.uncommitted.clear();
+                    state.forget_base();
                 }
             }
             Record::Node(record) => self.restore(record),
@@ -355,7 +335,7 @@ impl Namespace {
                     .insert(name.clone(), *ino);
             }
             Record::NextIno(ino) => self.next_ino = self.next_ino.max(*ino),
-            Record::Answered { unique, ino } => self.remember(*unique, *ino),
+            Record::Answered { unique, ino } => self.answered.remember(*unique, *ino),
         }
     }
 
@@ -365,6 +345,7 @@ impl Namespace {
         state.links = record.links;
         state.base = record.base;
         state.size = record.size;
+        state.size_in_catalog = record.size;
         state.cut = record.cut;
         for &(first, count) in &record.present {
             state.present.insert_range(first..first + count);
@@ -376,24 +357,9 @@ impl Namespace {
         self.nodes.insert(record.ino, Arc::new(node));
     }
 
-    /// Everything as records, durable presence only.
+    /// Everything but the nodes as records.
     pub fn snapshot(&self) -> Vec<Record> {
         let mut records = vec![Record::NextIno(self.next_ino)];
-        for node in self.nodes.values() {
-            let state = node.lock();
-            let mut durable = state.present.clone();
-            durable.remove_all(&state.uncommitted);
-            records.push(Record::Node(NodeRecord {
-                ino: node.ino,
-                kind: node.kind.clone(),
-                attributes: state.attributes,
-                links: state.links,
-                base: state.base,
-                size: state.size,
-                cut: state.cut,
-                present: durable.ranges(),
-            }));
-        }
         for (parent, names) in &self.names {
             for (name, ino) in names {
                 records.push(Record::Name {
@@ -403,13 +369,8 @@ impl Namespace {
                 });
             }
         }
-        for unique in &self.answered_order {
-            let ino = self.answered.get(unique).copied().unwrap_or_default();
-            records.push(Record::Answered {
-                unique: *unique,
-                ino,
-            });
-        }
+        let answered = self.answered.all();
+        records.extend(answered.map(|(unique, ino)| Record::Answered { unique, ino }));
         records
     }
 

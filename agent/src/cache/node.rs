@@ -1,11 +1,15 @@
 //! One node that was touched: its attributes, what of it is in the cache, and who has it open.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::disk::DiskFile;
 use super::presence::Presence;
 use super::record::{Attributes, BasePart, NodeKind};
 use super::{GRANULE_BYTES, Ino};
+
+/// Somebody else holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WouldWait;
 
 /// A node.
 #[derive(Debug)]
@@ -15,6 +19,8 @@ pub struct Node {
     /// What it is.
     pub kind: NodeKind,
     state: Mutex<NodeState>,
+    // Held while flushing: an fsync must not return while another one still flushes what it promises.
+    flush: Mutex<()>,
 }
 
 /// What changes about a node.
@@ -28,12 +34,16 @@ pub struct NodeState {
     pub base: Option<BasePart>,
     /// Size, where there is a base part.
     pub size: u64,
+    /// Size that a power cut leaves.
+    pub size_in_catalog: u64,
     /// Smallest size since the data file was last synced: the data file is cut to it before it is used again.
     pub cut: Option<u64>,
     /// Granules that are in the data file.
     pub present: Presence,
     /// Those of them that the catalog does not have yet.
     pub uncommitted: Presence,
+    /// Those that are being flushed at this moment.
+    pub committing: Presence,
     /// Whether the data file may hold what is not durable.
     pub dirty: bool,
     /// A flush failed: content is not trusted to become durable any more.
@@ -50,8 +60,6 @@ pub struct NodeState {
     pub opens: Opens,
     /// Whether the kernel has served it since the mount, so that its page cache may be stale.
     pub was_passthrough: bool,
-    /// Where the last fetch from the backup ended, in granules, and how many it took: for read-ahead.
-    pub fetched_to: (u64, u64),
 }
 
 /// Open descriptors of a node.
@@ -83,9 +91,11 @@ impl Node {
                 links: 1,
                 base: None,
                 size: 0,
+                size_in_catalog: 0,
                 cut: None,
                 present: Presence::default(),
                 uncommitted: Presence::default(),
+                committing: Presence::default(),
                 dirty: false,
                 failed: false,
                 unnamed: false,
@@ -94,14 +104,28 @@ impl Node {
                 file: None,
                 opens: Opens::default(),
                 was_passthrough: false,
-                fetched_to: (0, 0),
             }),
+            flush: Mutex::default(),
         }
     }
 
     /// Its state, for as long as the guard lives.
     pub fn lock(&self) -> MutexGuard<'_, NodeState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The right to flush it, for as long as the guard lives; taken before the state.
+    pub fn lock_flush(&self) -> MutexGuard<'_, ()> {
+        self.flush.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Self::lock_flush`], if nobody flushes it.
+    pub fn try_lock_flush(&self) -> Result<MutexGuard<'_, ()>, WouldWait> {
+        match self.flush.try_lock() {
+            Ok(guard) => Ok(guard),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => Err(WouldWait),
+        }
     }
 
     /// Whether it is a directory.
@@ -139,8 +163,28 @@ impl NodeState {
         let granules = self.base_granules();
         self.present.remove_from(granules);
         self.uncommitted.remove_from(granules);
-        self.cut = Some(self.cut.map_or(size, |cut| cut.min(size)));
+        self.committing.remove_from(granules);
+        // Also where it grows: on the disk there may be a lost write's bytes behind the old end.
+        self.cut = Some(self.cut.unwrap_or(self.size_in_catalog).min(size));
         self.size = size;
+        self.size_in_catalog = size;
+    }
+
+    /// Granules that a power cut leaves.
+    pub fn durable(&self) -> Presence {
+        let mut durable = self.present.clone();
+        durable.remove_all(&self.uncommitted);
+        durable.remove_all(&self.committing);
+        durable
+    }
+
+    /// The data file becomes the whole truth.
+    pub fn forget_base(&mut self) {
+        self.base = None;
+        self.cut = None;
+        self.present.clear();
+        self.uncommitted.clear();
+        self.committing.clear();
     }
 
     /// Whether the whole of the backup's part is here.

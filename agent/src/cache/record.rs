@@ -222,6 +222,13 @@ pub enum RuntimeRecord {
         /// Request that made it so, 0 for none.
         unique: u64,
     },
+    /// A request that was carried out, in a compacted journal.
+    Answered {
+        /// Request.
+        unique: u64,
+        /// What it was about.
+        ino: Ino,
+    },
     /// A flush failed: the node stays failed until remounted.
     Failed {
         /// The node.

@@ -95,6 +95,8 @@ pub struct Store {
     names: Mutex<Namespace>,
     // Nodes without a name and without a descriptor, whose data goes once the catalog is durable.
     reapable: Mutex<Vec<(Ino, u64)>>,
+    // Nodes of which everything is here but of which the catalog does not say so yet.
+    pub(crate) whole: Mutex<Vec<Arc<Node>>>,
 }
 
 /// What a cache is opened from.
@@ -131,6 +133,7 @@ impl Store {
             owner: parts.owner,
             names: Mutex::new(names),
             reapable: Mutex::default(),
+            whole: Mutex::default(),
         };
         if is_takeover {
             for node in store.names().all_touched() {
@@ -138,7 +141,6 @@ impl Store {
                 // What the predecessor did not flush is still to be flushed.
                 state.dirty = true;
                 state.unnamed = true;
-                state.settled = true;
             }
         } else {
             store.disk.sync_all()?;
@@ -169,7 +171,8 @@ impl Store {
                 self.disk.remove(DiskName::Data(ino))?;
             }
         }
-        Ok(())
+        // Their numbers are given again: a stray must not come back under its number.
+        self.disk.sync_data_names()
     }
 
     fn log_and_apply(&self, names: &mut Namespace, record: Record) -> io::Result<()> {
@@ -191,6 +194,11 @@ impl Store {
     /// The node that a resent request made before the worker's restart, 0 for none made.
     pub fn answered(&self, unique: u64) -> Option<Ino> {
         self.names().answered(unique)
+    }
+
+    /// Whether an open or close was carried out before the worker's restart.
+    pub fn is_answered_open(&self, unique: u64) -> bool {
+        self.runtime.answered(unique).is_some()
     }
 
     /// Looks a name up.
@@ -577,6 +585,8 @@ fn replay(names: &mut Namespace, record: &RuntimeRecord) {
         } => {
             if let Some(node) = names.node(*ino) {
                 let mut state = node.lock();
+                // Whoever wrote has made the data file agree with the catalog before.
+                state.settled = true;
                 if state.base.is_some() {
                     state.mark_present(*first, *count);
                     state.size = *size;
@@ -590,8 +600,12 @@ fn replay(names: &mut Namespace, record: &RuntimeRecord) {
         RuntimeRecord::Cut { ino, size } => {
             if let Some(node) = names.node(*ino) {
                 let mut state = node.lock();
+                state.settled = true;
                 if state.base.is_some() {
+                    // The catalog knows better what a power cut leaves: it may have been told more since.
+                    let durable = (state.size_in_catalog, state.cut);
                     state.resize(*size);
+                    (state.size_in_catalog, state.cut) = durable;
                 }
             }
         }
@@ -600,7 +614,7 @@ fn replay(names: &mut Namespace, record: &RuntimeRecord) {
             cached,
             passthrough,
             backing,
-            unique,
+            ..
         } => {
             if let Some(node) = names.node(*ino) {
                 let mut state = node.lock();
@@ -611,11 +625,8 @@ fn replay(names: &mut Namespace, record: &RuntimeRecord) {
                 };
                 state.was_passthrough |= *passthrough > 0;
             }
-            names.apply(&Record::Answered {
-                unique: *unique,
-                ino: *ino,
-            });
         }
+        RuntimeRecord::Answered { .. } => {}
         RuntimeRecord::Failed { ino } => {
             if let Some(node) = names.node(*ino) {
                 node.lock().failed = true;
@@ -629,27 +640,4 @@ fn check_name(name: &str) -> io::Result<()> {
         return Err(error(Errno::NAMETOOLONG));
     }
     Ok(())
-}
-
-impl Store {
-    /// Hash of the backup's tree.
-    pub fn tree_hash(&self) -> u32 {
-        self.tree.hash()
-    }
-
-    /// Size of the catalog, in bytes.
-    pub fn catalog_bytes(&self) -> u64 {
-        self.catalog.size()
-    }
-
-    /// Size of the runtime journal, in bytes.
-    pub fn runtime_bytes(&self) -> u64 {
-        self.runtime.size()
-    }
-
-    /// Bytes that the data files occupy.
-    pub fn cache_bytes(&self) -> u64 {
-        let blocks = self.disk.data_blocks().unwrap_or_default();
-        blocks * 512 + self.catalog.size()
-    }
 }

@@ -2,278 +2,29 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use fuser::{
-    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 
 use super::attributes::{file_attributes, file_type, nanoseconds};
-use super::directory::{Listed, Listings};
-use super::pool::Pool;
-use super::transfer::Transfer;
 use crate::cache::content::Outcome;
-use crate::cache::namespace::Owner;
-use crate::cache::node::Node;
 use crate::cache::record::NodeKind;
-use crate::cache::store::{Facts, NewNode, Place, RenameMode, Store, now};
-use crate::cache::{Ino, ROOT};
+use crate::cache::store::{Place, RenameMode, now};
 use crate::sys;
 
-/// Attributes and names change through this process only, so that the kernel may remember them.
-const TTL: Duration = Duration::from_secs(3600);
-/// Largest write that the kernel sends.
-const WRITE_BYTES_MAX: u32 = 1024 * 1024;
-/// Set in the number of a request that is sent again.
-const RESENT: u64 = 1 << 63;
-/// Set in the number under which the opening of a file is remembered.
-const OPEN_KEY: u64 = 1 << 62;
-/// Set in the handle of a file that the kernel serves.
-const PASSTHROUGH_HANDLE: u64 = 1 << 62;
-const GENERATION: Generation = Generation(0);
-const O_DSYNC: i32 = 0o10000;
-const SEEK_DATA: i32 = 3;
-const SEEK_HOLE: i32 = 4;
-
-/// Whether the kernel serves files by itself; the reason when not.
-pub type Passthrough = Result<(), String>;
-
-/// What the file system is made of.
-#[derive(Debug)]
-pub struct MountFsParts {
-    /// The cache.
-    pub store: Arc<Store>,
-    /// Between cache and backup.
-    pub transfer: Arc<Transfer>,
-    /// The FUSE device, for giving back backing files.
-    pub device: OwnedFd,
-    /// Who owns the files.
-    pub owner: Owner,
-    /// Whether passthrough may be used.
-    pub passthrough: bool,
-    /// Files up to this size are fetched whole at their first use.
-    pub small_file_bytes: u64,
-    /// Directory of the cache, for the volume's numbers.
-    pub cache_directory: OwnedFd,
-    /// Where the outcome of passthrough's negotiation is put.
-    pub passthrough_outcome: Arc<Mutex<Passthrough>>,
-}
-
-/// The file system.
-#[derive(Debug)]
-pub struct MountFs {
-    parts: MountFsParts,
-    pool: Pool,
-    background: Arc<Pool>,
-    listings: Listings,
-    next_handle: AtomicU64,
-    passthrough: bool,
-}
-
-const POOL_THREADS: usize = 16;
-const POOL_QUEUE: usize = 4096;
-const BACKGROUND_THREADS: usize = 2;
-const BACKGROUND_QUEUE: usize = 1024;
-
-fn errno(error: io::Error) -> Errno {
-    Errno::from(error)
-}
-
-fn text(name: &OsStr) -> Result<&str, Errno> {
-    name.to_str().ok_or(Errno::from_i32(84))
-}
-
-fn unique(request: &Request) -> u64 {
-    u64::from(request.unique()) & !RESENT
-}
-
-fn is_resent(request: &Request) -> bool {
-    u64::from(request.unique()) & RESENT != 0
-}
-
-impl MountFs {
-    /// The file system over a cache.
-    pub fn new(parts: MountFsParts) -> io::Result<Self> {
-        Ok(Self {
-            parts,
-            pool: Pool::start("pages", POOL_THREADS, POOL_QUEUE)?,
-            background: Arc::new(Pool::start(
-                "complete",
-                BACKGROUND_THREADS,
-                BACKGROUND_QUEUE,
-            )?),
-            listings: Listings::default(),
-            next_handle: AtomicU64::new(1),
-            passthrough: false,
-        })
-    }
-
-    fn store(&self) -> &Arc<Store> {
-        &self.parts.store
-    }
-
-    // Root acts for the session's user: what it makes must be usable by PostgreSQL.
-    fn maker(&self, request: &Request) -> Owner {
-        match request.uid() {
-            0 => self.parts.owner,
-            user => Owner {
-                user,
-                group: request.gid(),
-            },
-        }
-    }
-
-    // The answer of a request that was carried out before the worker was killed.
-    fn carried_out(&self, request: &Request) -> Option<Ino> {
-        if !is_resent(request) {
-            return None;
-        }
-        self.store().answered(unique(request))
-    }
-
-    fn make(
-        &self,
-        request: &Request,
-        place: (INodeNo, &OsStr),
-        mode: u32,
-        kind: NodeKind,
-    ) -> Result<Facts, Errno> {
-        if let Some(ino) = self.carried_out(request) {
-            return self.store().facts(ino).map_err(errno);
-        }
-        let new = NewNode {
-            parent: place.0.0,
-            name: text(place.1)?,
-            mode: u16::try_from(mode & 0o7777).unwrap_or(0o600),
-            owner: self.maker(request),
-            unique: unique(request),
-        };
-        self.store().create(new, kind).map_err(errno)
-    }
-
-    fn entry(reply: ReplyEntry, result: Result<Facts, Errno>) {
-        match result {
-            Ok(facts) => reply.entry(&TTL, &file_attributes(&facts), GENERATION),
-            Err(error) => reply.error(error),
-        }
-    }
-
-    fn empty(reply: ReplyEmpty, result: io::Result<()>) {
-        match result {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno(error)),
-        }
-    }
-
-    fn is_small(&self, node: &Node) -> bool {
-        let state = node.lock();
-        state.size <= self.parts.small_file_bytes && state.base.is_some()
-    }
-
-    // Fetches a small file whole, beside the request that showed that it is in use.
-    fn complete_small(&self, node: &Arc<Node>) {
-        if !self.is_small(node) {
-            return;
-        }
-        let (node, transfer) = (node.clone(), self.parts.transfer.clone());
-        self.background.try_run(move || {
-            if let Err(error) = transfer.complete(&node) {
-                tracing::debug!(%error, ino = node.ino, "complete a small file");
-            }
-        });
-    }
-
-    fn opened_flags(was_passthrough: bool) -> FopenFlags {
-        let keep = match was_passthrough {
-            true => FopenFlags::empty(),
-            false => FopenFlags::FOPEN_KEEP_CACHE,
-        };
-        keep | FopenFlags::FOPEN_NOFLUSH
-    }
-
-    // Decides the class of an open and notes it. The closures speak to the kernel's reply object.
-    fn decide(
-        &self,
-        request: &Request,
-        node: &Node,
-        flags: i32,
-        register: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> io::Result<BackingId>,
-    ) -> Result<Decision, Errno> {
-        if flags & O_DSYNC != 0 && !node.is_directory() {
-            // The kernel flushes the data by itself, but not the name under which it will be found.
-            let position = node.lock().position;
-            self.store().catalog.sync(position).map_err(errno)?;
-        }
-        let mut state = node.lock();
-        // A resent create may have been carried out as far as the making, but not the opening: its own key.
-        let open_key = unique(request) | OPEN_KEY;
-        let known = is_resent(request) && self.store().answered(open_key).is_some();
-        if self.passthrough && self.store().may_pass_through(&state) && !self.is_pinned(node.ino) {
-            let position = state.position;
-            let is_own = node.ino >= crate::cache::namespace::FIRST_OWN_INO;
-            if is_own || self.store().catalog.is_synced(position) {
-                let backing = match state.opens.backing {
-                    Some(id) => Some(id),
-                    None => {
-                        let file = self.store().data_file(node, &mut state).map_err(errno)?;
-                        let descriptor = file.descriptor();
-                        descriptor
-                            .and_then(|fd| register(fd).ok())
-                            .map(BackingId::into_raw)
-                    }
-                };
-                if let Some(id) = backing {
-                    if !known {
-                        self.store()
-                            .opened(node, &mut state, Some(id), open_key)
-                            .map_err(errno)?;
-                    }
-                    return Ok(Decision::Passthrough(id));
-                }
-            }
-            if state.opens.passthrough > 0 {
-                return Err(Errno::EIO);
-            }
-        }
-        if !known {
-            self.store()
-                .opened(node, &mut state, None, open_key)
-                .map_err(errno)?;
-        }
-        Ok(Decision::Cached {
-            was_passthrough: state.was_passthrough,
-        })
-    }
-
-    // `global/pg_control` always goes through the worker: every checkpoint ends with it.
-    fn is_pinned(&self, ino: Ino) -> bool {
-        let store = self.store();
-        let find = |parent, name| store.names().lookup(parent, name);
-        find(ROOT, "data")
-            .and_then(|data| find(data, "global"))
-            .and_then(|global| find(global, "pg_control"))
-            == Some(ino)
-    }
-
-    fn listing(&self, ino: INodeNo, fh: FileHandle) -> Arc<Vec<Listed>> {
-        match self.listings.get(fh.0) {
-            Some(listing) => listing,
-            None => self.listings.put(fh.0, self.store().list(ino.0)),
-        }
-    }
-}
-
-enum Decision {
-    Passthrough(u32),
-    Cached { was_passthrough: bool },
-}
+use super::mount_fs::{
+    Decision, GENERATION, MountFs, PASSTHROUGH_HANDLE, SEEK_DATA, SEEK_HOLE, TTL, WRITE_BYTES_MAX,
+    errno, is_resent, text, unique,
+};
 
 impl Filesystem for MountFs {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -667,9 +418,8 @@ impl Filesystem for MountFs {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        if self.carried_out(req).is_none()
-            && let Ok(node) = self.store().node(ino.0)
-        {
+        let known = is_resent(req) && self.store().is_answered_open(unique(req));
+        if !known && let Ok(node) = self.store().node(ino.0) {
             let passthrough = fh.0 & PASSTHROUGH_HANDLE != 0;
             match self.store().released(&node, passthrough, unique(req)) {
                 Ok(Some(backing)) => {
@@ -692,11 +442,16 @@ impl Filesystem for MountFs {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let sync = || {
-            let node = self.store().node(ino.0)?;
-            self.store().sync(&node)
+        let node = match self.store().node(ino.0) {
+            Ok(node) => node,
+            Err(error) => return reply.error(errno(error)),
         };
-        Self::empty(reply, sync());
+        if self.store().is_clean(&node) {
+            return reply.ok();
+        }
+        let store = self.store().clone();
+        self.flushes
+            .run(move || Self::empty(reply, store.sync(&node)));
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -797,7 +552,9 @@ impl Filesystem for MountFs {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        Self::empty(reply, self.store().sync_names());
+        let store = self.store().clone();
+        self.flushes
+            .run(move || Self::empty(reply, store.sync_names()));
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {

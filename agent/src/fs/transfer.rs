@@ -73,12 +73,12 @@ impl Transfer {
         }
     }
 
-    /// Fetches the whole of a small file and makes it complete.
-    pub fn complete(&self, node: &Node) -> io::Result<bool> {
+    /// Fetches the whole of a file.
+    pub fn complete(&self, node: &Arc<Node>) -> io::Result<()> {
         let mut offset = 0;
         loop {
             let Some(base) = node.lock().base else {
-                return Ok(true);
+                return Ok(());
             };
             if offset >= base.length {
                 break;
@@ -99,7 +99,8 @@ impl Transfer {
             }
             offset += need.length;
         }
-        self.store.complete(node)
+        self.store.note_whole(node);
+        Ok(())
     }
 
     // Fetches around what is needed; `None` when somebody else has just done so.

@@ -22,14 +22,14 @@ use common::problem::Problem;
 
 /// The agent, which cargo builds before the tests and puts beside their directory. Not by cargo's variable:
 /// its name has a hyphen, which compiler wrappers written in shell drop.
-pub fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     let own = std::env::current_exe().unwrap();
     let directory = own.parent().and_then(Path::parent).unwrap();
     directory.join("pginstant-agent")
 }
 
 /// Waits until the condition holds.
-pub fn wait_for(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_for(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
     while !condition() {
         assert!(began.elapsed() < limit, "not within {limit:?}: {what}");
@@ -38,10 +38,10 @@ pub fn wait_for(what: &str, limit: Duration, mut condition: impl FnMut() -> bool
 }
 
 /// A session's directories and backup; unmounts and removes everything when dropped.
-pub struct Fixture {
-    pub directory: tempfile::TempDir,
-    pub place: SessionPlace,
-    pub entries: Vec<TreeEntry>,
+pub(crate) struct Fixture {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) place: SessionPlace,
+    pub(crate) entries: Vec<TreeEntry>,
     files: Arc<Vec<PathBuf>>,
     server: Option<Server>,
 }
@@ -53,7 +53,7 @@ struct Server {
 
 impl Fixture {
     /// A session of this OS user whose backup is what `make` puts into the directory `data` that it is given.
-    pub fn new(user: &str, make: impl FnOnce(&Path)) -> Self {
+    pub(crate) fn new(user: &str, make: impl FnOnce(&Path)) -> Self {
         let directory = tempfile::Builder::new()
             .prefix("pginstant-test-")
             .tempdir()
@@ -88,28 +88,30 @@ impl Fixture {
         }
     }
 
-    pub fn backup(&self) -> PathBuf {
+    pub(crate) fn backup(&self) -> PathBuf {
         self.directory.path().join("backup")
     }
 
-    pub fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.place.data_directory()
     }
 
-    pub fn mount(&self, options: &MountOptions) -> Result<MountStatus, Problem> {
+    pub(crate) fn mount(&self, options: &MountOptions) -> Result<MountStatus, Problem> {
         supervisor::start_program(&program(), &self.place, options)
     }
 
-    pub fn status(&self) -> MountStatus {
-        client::status(&self.place).unwrap().expect("the worker answers")
+    pub(crate) fn status(&self) -> MountStatus {
+        client::status(&self.place)
+            .unwrap()
+            .expect("the worker answers")
     }
 
     /// Serves pages from now on, over new connections after the worker's restarts too.
-    pub fn serve(&mut self) {
+    pub(crate) fn serve(&mut self) {
         self.serve_with_delay(Duration::ZERO);
     }
 
-    pub fn serve_with_delay(&mut self, delay: Duration) {
+    pub(crate) fn serve_with_delay(&mut self, delay: Duration) {
         let stop = Arc::new(AtomicBool::new(false));
         let (place, files, stopped) = (self.place.clone(), self.files.clone(), stop.clone());
         let hash = finish_of(&self.entries).hash;
@@ -123,7 +125,7 @@ impl Fixture {
         self.server = Some(Server { stop, thread });
     }
 
-    pub fn stop_serving(&mut self) {
+    pub(crate) fn stop_serving(&mut self) {
         if let Some(server) = self.server.take() {
             server.stop.store(true, Ordering::Relaxed);
             server.thread.join().unwrap();
@@ -131,20 +133,20 @@ impl Fixture {
     }
 
     /// Pid of the worker: the supervisor's only child.
-    pub fn worker_pid(&self) -> Option<i32> {
+    pub(crate) fn worker_pid(&self) -> Option<i32> {
         let supervisor = std::fs::read_to_string(self.place.cache_directory().join("lock")).ok()?;
         let path = format!("/proc/{0}/task/{0}/children", supervisor.trim());
         let children = std::fs::read_to_string(path).ok()?;
         children.split_whitespace().next()?.parse().ok()
     }
 
-    pub fn kill_worker(&self) {
+    pub(crate) fn kill_worker(&self) {
         if let Some(pid) = self.worker_pid().and_then(rustix::process::Pid::from_raw) {
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).ok();
         }
     }
 
-    pub fn unmount(&self) {
+    pub(crate) fn unmount(&self) {
         client::stop(&self.place).unwrap();
     }
 }
@@ -177,7 +179,11 @@ fn scan(root: &Path, directory: &Path, entries: &mut Vec<TreeEntry>, files: &mut
             TreeEntryKind::Directory
         } else if stat.is_symlink() {
             TreeEntryKind::Symlink {
-                target: std::fs::read_link(&path).unwrap().to_str().unwrap().to_owned(),
+                target: std::fs::read_link(&path)
+                    .unwrap()
+                    .to_str()
+                    .unwrap()
+                    .to_owned(),
             }
         } else {
             files.push(path.clone());
@@ -187,7 +193,12 @@ fn scan(root: &Path, directory: &Path, entries: &mut Vec<TreeEntry>, files: &mut
             }
         };
         entries.push(TreeEntry {
-            path: path.strip_prefix(root).unwrap().to_str().unwrap().to_owned(),
+            path: path
+                .strip_prefix(root)
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .to_owned(),
             kind: kind.clone(),
             mode: stat.mode() & 0o7777,
             modified_at_s: stat.mtime(),

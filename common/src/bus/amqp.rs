@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use lapin::Channel;
 use lapin::options::{BasicGetOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
-use lapin::{Channel, ErrorKind};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -41,7 +41,6 @@ const PRIVATE_PREFETCH: u16 = 16;
 const PREFETCH_MAX: u16 = 16;
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
-const NOT_FOUND: u16 = 404;
 
 /// How to reach and use a broker.
 #[derive(Debug, Clone)]
@@ -243,12 +242,10 @@ impl AmqpBus {
     ) -> Result<T, BusError> {
         match timeout(ANSWER_LIMIT, work).await {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(match error.kind() {
-                ErrorKind::ProtocolError(reply) if reply.get_id() == NOT_FOUND => {
-                    topology::mismatch(format!("the broker has no queue {queue}"))
-                }
-                _ => bus_error(error),
-            }),
+            Ok(Err(error)) if topology::is_absent(&error) => Err(topology::mismatch(format!(
+                "the broker has no queue {queue}"
+            ))),
+            Ok(Err(error)) => Err(bus_error(error)),
             Err(_) => Err(BusError::Unreachable("no answer within 5 s".to_owned())),
         }
     }

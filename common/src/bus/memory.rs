@@ -181,7 +181,9 @@ impl MemoryBus {
                 () = out.closed() => {}
                 () = hand_out(&line, &queue, consumer, prefetch, &out) => {}
             }
-            line.shared.lock().remove_consumer(&queue, consumer);
+            line.shared
+                .lock()
+                .remove_consumer(&queue, consumer, Instant::now());
             line.shared.changed();
         });
         deliveries
@@ -200,6 +202,9 @@ async fn hand_out(
     loop {
         let (tag, message) = loop {
             changes.mark_unchanged();
+            if out.is_closed() {
+                return;
+            }
             let now = Instant::now();
             let down = *line.shared.down.borrow();
             let (next, again_at) = {
@@ -256,6 +261,14 @@ impl MemorySettle {
             true => Ok(()),
             false => Err(NotSettled("its connection is gone".to_owned())),
         }
+    }
+}
+
+impl Drop for MemorySettle {
+    fn drop(&mut self) {
+        // Does nothing when it is settled.
+        self.line.shared.lock().abandon(self.tag, Instant::now());
+        self.line.shared.changed();
     }
 }
 

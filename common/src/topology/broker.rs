@@ -37,6 +37,14 @@ fn field_table(arguments: &Arguments) -> FieldTable {
     table
 }
 
+/// Whether the broker says that there is no such exchange or queue. A queue that exists and cannot be reached just now, as
+/// after a crash of the broker, has the same reply code and another text; time mends that.
+pub(crate) fn is_absent(error: &lapin::Error) -> bool {
+    let text = error.to_string();
+    reply_code(error) == Some(NOT_FOUND)
+        && (text.contains("no queue") || text.contains("no exchange"))
+}
+
 fn reply_code(error: &lapin::Error) -> Option<u16> {
     match error.kind() {
         lapin::ErrorKind::ProtocolError(error) => Some(error.get_id()),
@@ -82,9 +90,12 @@ pub(crate) async fn check(
 ) -> Result<(), BusError> {
     let (exchanges, queues) = topology.relied_on_by(role);
     let channel = connection.create_channel().await.map_err(bus_error)?;
-    let missing = |error: lapin::Error, what: &str, name: &str| match reply_code(&error) {
-        Some(NOT_FOUND) => mismatch(format!("the broker has no {what} {name}")),
-        _ => bus_error(error),
+    let missing = |error: lapin::Error, what: &str, name: &str| {
+        if is_absent(&error) {
+            mismatch(format!("the broker has no {what} {name}"))
+        } else {
+            bus_error(error)
+        }
     };
     for name in exchanges {
         let options = ExchangeDeclareOptions {

@@ -138,7 +138,7 @@ impl Walk<'_> {
             path,
             size_bytes: None,
             mode: stat.st_mode & 0o7777,
-            modified_at_s: i64::try_from(stat.st_mtime).unwrap_or(0),
+            modified_at_s: stat.st_mtime,
             location: Location {
                 source: self.source,
                 offset: 0,
@@ -228,7 +228,7 @@ impl Walk<'_> {
         let stat = rustix::fs::fstat(&opened).map_err(|error| unreadable(error.into()))?;
         self.tree.add(Found {
             mode: stat.st_mode & 0o7777,
-            modified_at_s: i64::try_from(stat.st_mtime).unwrap_or(0),
+            modified_at_s: stat.st_mtime,
             ..found
         })?;
         if let Some(oid) = oid {

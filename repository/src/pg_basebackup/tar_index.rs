@@ -9,6 +9,7 @@ use crate::name::utf8_name;
 use crate::{Limits, RepositoryError};
 
 const BLOCK: u64 = 512;
+const HEADER_BYTES: usize = 512;
 /// Largest pax header: a path, a size and times are far below it.
 const PAX_BYTES_MAX: u64 = 64 * 1024;
 
@@ -148,7 +149,7 @@ impl Scan<'_> {
 
     /// The next header; none at the end mark.
     fn next_header(&mut self) -> Result<Option<Header>, RepositoryError> {
-        let mut block = [0; BLOCK as usize];
+        let mut block = [0; HEADER_BYTES];
         if self.read(self.position, &mut block)? < block.len() {
             return Err(self.corrupt("the archive ends here without an end mark, it is truncated"));
         }
@@ -334,7 +335,7 @@ fn pax_records(mut content: &[u8]) -> Option<BTreeMap<&[u8], &[u8]>> {
     Some(records)
 }
 
-struct Header([u8; BLOCK as usize]);
+struct Header([u8; HEADER_BYTES]);
 
 impl Header {
     fn field(&self, start: usize, length: usize) -> &[u8] {

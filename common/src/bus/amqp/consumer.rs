@@ -14,7 +14,7 @@ use lapin::options::{
     QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Consumer, ErrorKind};
+use lapin::{Channel, Consumer};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -31,7 +31,6 @@ const ATTACH_LIMIT: Duration = Duration::from_secs(5);
 const SETTLE_LIMIT: Duration = Duration::from_secs(10);
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-const NOT_FOUND: u16 = 404;
 const PRIVATE_QUEUE_MESSAGES_MAX: i64 = 10_000;
 
 /// What is consumed.
@@ -144,11 +143,12 @@ impl ConsumerTask {
 
     async fn attach(&mut self, live: &Live) -> Result<(Channel, Consumer), BusError> {
         let queue = short(self.source.queue())?;
-        let missing = |error: lapin::Error| match error.kind() {
-            ErrorKind::ProtocolError(reply) if reply.get_id() == NOT_FOUND => {
+        let missing = |error: lapin::Error| {
+            if topology::is_absent(&error) {
                 topology::mismatch(format!("the broker has no queue {queue}"))
+            } else {
+                bus_error(error)
             }
-            _ => bus_error(error),
         };
         let channel = live.connection.create_channel().await.map_err(bus_error)?;
         channel

@@ -118,7 +118,10 @@ impl Supervisor {
                     failures = 0;
                     generation += 1;
                     let lost = self.serve(connection, generation).await;
-                    let Some(reason) = lost else { return };
+                    let Some(reason) = lost else {
+                        self.health.connection_down(self.purpose, BusError::Closed);
+                        return;
+                    };
                     warn!(connection = self.purpose.as_str(), error = %reason, "lost the broker");
                     self.health.connection_down(self.purpose, reason);
                 }

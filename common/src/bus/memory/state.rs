@@ -37,6 +37,8 @@ struct QueueState {
 struct Unsettled {
     bus: Id,
     consumer: Option<Id>,
+    // Dropped without being settled: it comes again when its consumer or connection ends.
+    abandoned: bool,
     queue: String,
     stored: Stored,
 }
@@ -296,7 +298,11 @@ impl State {
     }
 
     /// A consumer is gone, and with it its queue if that was private.
-    pub(super) fn remove_consumer(&mut self, name: &str, consumer: Id) {
+    pub(super) fn remove_consumer(&mut self, name: &str, consumer: Id, now: Instant) {
+        self.put_all_back(
+            |unsettled| unsettled.abandoned && unsettled.consumer == Some(consumer),
+            now,
+        );
         if let Some(queue) = self.queues.get_mut(name) {
             queue.consumers.retain(|id| *id != consumer);
             if queue.private.is_some() {
@@ -336,6 +342,7 @@ impl State {
         let unsettled = Unsettled {
             bus,
             consumer,
+            abandoned: false,
             queue,
             stored,
         };
@@ -387,6 +394,34 @@ impl State {
         }
     }
 
+    fn put_all_back(&mut self, fits: impl Fn(&Unsettled) -> bool, now: Instant) {
+        let tags: Vec<Id> = self
+            .unsettled
+            .iter()
+            .filter(|(_, unsettled)| fits(unsettled))
+            .map(|(tag, _)| *tag)
+            .collect();
+        // Newest first, so that they stand in the queue in their old order.
+        for tag in tags.into_iter().rev() {
+            self.requeue(tag, now);
+        }
+    }
+
+    /// A delivery was dropped unsettled. It goes back when its consumer is gone; until then it stays the consumer's.
+    pub(super) fn abandon(&mut self, tag: Id, now: Instant) {
+        let Some(unsettled) = self.unsettled.get_mut(&tag) else {
+            return;
+        };
+        unsettled.abandoned = true;
+        let queue = self.queues.get(&unsettled.queue);
+        let consumer_lives = unsettled
+            .consumer
+            .is_none_or(|id| queue.is_some_and(|queue| queue.consumers.contains(&id)));
+        if !consumer_lives {
+            self.requeue(tag, now);
+        }
+    }
+
     /// What a broker does when a bus's connection breaks: its unsettled deliveries go back, its private queues are emptied.
     pub(super) fn connection_broken(&mut self, bus: Id, now: Instant) {
         self.break_those(|of| of == bus, now);
@@ -398,16 +433,7 @@ impl State {
     }
 
     fn break_those(&mut self, is_broken: impl Fn(Id) -> bool, now: Instant) {
-        let tags: Vec<Id> = self
-            .unsettled
-            .iter()
-            .filter(|(_, unsettled)| is_broken(unsettled.bus))
-            .map(|(tag, _)| *tag)
-            .collect();
-        // Newest first, so that they stand in the queue in their old order.
-        for tag in tags.into_iter().rev() {
-            self.requeue(tag, now);
-        }
+        self.put_all_back(|unsettled| is_broken(unsettled.bus), now);
         for queue in self.queues.values_mut() {
             if queue.private.as_ref().is_some_and(|(of, _)| is_broken(*of)) {
                 queue.messages.clear();

@@ -98,3 +98,31 @@ proptest::proptest! {
         proptest::prop_assert!(read(&text).is_err());
     }
 }
+
+#[test]
+fn a_manifest_of_300_000_files_is_read_in_seconds() {
+    use std::fmt::Write;
+    let mut list = String::new();
+    for number in 0..300_000 {
+        let comma = if number == 0 { "" } else { ",\n" };
+        write!(
+            list,
+            r#"{comma}{{ "Path": "base/5/{number}", "Size": 8192, "Last-Modified": "2026-11-21 04:53:06 GMT", "Checksum-Algorithm": "CRC32C", "Checksum": "fa340ade" }}"#
+        )
+        .unwrap();
+    }
+    let text = manifest(&list);
+    let begun = std::time::Instant::now();
+    let mut count = 0;
+    read_manifest(Cursor::new(text.as_bytes()), &mut |_| {
+        count += 1;
+        Ok(())
+    })
+    .unwrap();
+    // About 1 s in release when the machine has nothing else to do.
+    let limit_s = if cfg!(debug_assertions) { 60.0 } else { 5.0 };
+    let took_s = begun.elapsed().as_secs_f64();
+    assert_eq!(count, 300_000);
+    assert!(took_s < limit_s, "{took_s} s");
+    println!("{} MB in {took_s:.2} s", text.len() / 1_000_000);
+}

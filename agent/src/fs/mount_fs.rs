@@ -1,0 +1,270 @@
+//! The file system's parts, and what its requests have in common.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use fuser::{
+    BackingId, Errno, FileHandle, FopenFlags, Generation, INodeNo, ReplyEmpty, ReplyEntry, Request,
+};
+
+use super::attributes::file_attributes;
+use super::directory::{Listed, Listings};
+use super::pool::Pool;
+use super::transfer::Transfer;
+use crate::cache::namespace::Owner;
+use crate::cache::node::Node;
+use crate::cache::record::NodeKind;
+use crate::cache::store::{Facts, NewNode, Store};
+use crate::cache::{Ino, ROOT};
+
+/// Attributes and names change through this process only, so that the kernel may remember them.
+pub(super) const TTL: Duration = Duration::from_secs(3600);
+/// Largest write that the kernel sends.
+pub(super) const WRITE_BYTES_MAX: u32 = 1024 * 1024;
+/// Set in the number of a request that is sent again.
+const RESENT: u64 = 1 << 63;
+/// Set in the number under which the opening of a file is remembered.
+const OPEN_KEY: u64 = 1 << 62;
+/// Set in the handle of a file that the kernel serves.
+pub(super) const PASSTHROUGH_HANDLE: u64 = 1 << 62;
+pub(super) const GENERATION: Generation = Generation(0);
+const O_DSYNC: i32 = 0o10000;
+pub(super) const SEEK_DATA: i32 = 3;
+pub(super) const SEEK_HOLE: i32 = 4;
+
+/// Whether the kernel serves files by itself; the reason when not.
+pub type Passthrough = Result<(), String>;
+
+/// What the file system is made of.
+#[derive(Debug)]
+pub struct MountFsParts {
+    /// The cache.
+    pub store: Arc<Store>,
+    /// Between cache and backup.
+    pub transfer: Arc<Transfer>,
+    /// The FUSE device, for giving back backing files.
+    pub device: OwnedFd,
+    /// Who owns the files.
+    pub owner: Owner,
+    /// Whether passthrough may be used.
+    pub passthrough: bool,
+    /// Files up to this size are fetched whole at their first use.
+    pub small_file_bytes: u64,
+    /// Directory of the cache, for the volume's numbers.
+    pub cache_directory: OwnedFd,
+    /// Where the outcome of passthrough's negotiation is put.
+    pub passthrough_outcome: Arc<Mutex<Passthrough>>,
+}
+
+/// The file system.
+#[derive(Debug)]
+pub struct MountFs {
+    pub(super) parts: MountFsParts,
+    pub(super) pool: Pool,
+    pub(super) background: Pool,
+    pub(super) flushes: Pool,
+    pub(super) listings: Listings,
+    pub(super) next_handle: AtomicU64,
+    pub(super) passthrough: bool,
+}
+
+const POOL_THREADS: usize = 16;
+const POOL_QUEUE: usize = 4096;
+const FLUSH_THREADS: usize = 8;
+const BACKGROUND_THREADS: usize = 2;
+const BACKGROUND_QUEUE: usize = 1024;
+
+pub(super) fn errno(error: io::Error) -> Errno {
+    Errno::from(error)
+}
+
+pub(super) fn text(name: &OsStr) -> Result<&str, Errno> {
+    name.to_str().ok_or(Errno::from_i32(84))
+}
+
+pub(super) fn unique(request: &Request) -> u64 {
+    u64::from(request.unique()) & !RESENT
+}
+
+pub(super) fn is_resent(request: &Request) -> bool {
+    u64::from(request.unique()) & RESENT != 0
+}
+
+impl MountFs {
+    /// The file system over a cache.
+    pub fn new(parts: MountFsParts) -> io::Result<Self> {
+        Ok(Self {
+            parts,
+            pool: Pool::start("pages", POOL_THREADS, POOL_QUEUE)?,
+            background: Pool::start("complete", BACKGROUND_THREADS, BACKGROUND_QUEUE)?,
+            flushes: Pool::start("flush", FLUSH_THREADS, POOL_QUEUE)?,
+            listings: Listings::default(),
+            next_handle: AtomicU64::new(1),
+            passthrough: false,
+        })
+    }
+
+    pub(super) fn store(&self) -> &Arc<Store> {
+        &self.parts.store
+    }
+
+    // Root acts for the session's user: what it makes must be usable by PostgreSQL.
+    pub(super) fn maker(&self, request: &Request) -> Owner {
+        match request.uid() {
+            0 => self.parts.owner,
+            user => Owner {
+                user,
+                group: request.gid(),
+            },
+        }
+    }
+
+    // The answer of a request that was carried out before the worker was killed.
+    pub(super) fn carried_out(&self, request: &Request) -> Option<Ino> {
+        if !is_resent(request) {
+            return None;
+        }
+        self.store().answered(unique(request))
+    }
+
+    pub(super) fn make(
+        &self,
+        request: &Request,
+        place: (INodeNo, &OsStr),
+        mode: u32,
+        kind: NodeKind,
+    ) -> Result<Facts, Errno> {
+        if let Some(ino) = self.carried_out(request) {
+            return self.store().facts(ino).map_err(errno);
+        }
+        let new = NewNode {
+            parent: place.0.0,
+            name: text(place.1)?,
+            mode: u16::try_from(mode & 0o7777).unwrap_or(0o600),
+            owner: self.maker(request),
+            unique: unique(request),
+        };
+        self.store().create(new, kind).map_err(errno)
+    }
+
+    pub(super) fn entry(reply: ReplyEntry, result: Result<Facts, Errno>) {
+        match result {
+            Ok(facts) => reply.entry(&TTL, &file_attributes(&facts), GENERATION),
+            Err(error) => reply.error(error),
+        }
+    }
+
+    pub(super) fn empty(reply: ReplyEmpty, result: io::Result<()>) {
+        match result {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    pub(super) fn is_small(&self, node: &Node) -> bool {
+        let state = node.lock();
+        state.size <= self.parts.small_file_bytes && state.base.is_some()
+    }
+
+    // Fetches a small file whole, beside the request that showed that it is in use.
+    pub(super) fn complete_small(&self, node: &Arc<Node>) {
+        if !self.is_small(node) {
+            return;
+        }
+        let (node, transfer) = (node.clone(), self.parts.transfer.clone());
+        self.background.try_run(move || {
+            if let Err(error) = transfer.complete(&node) {
+                tracing::debug!(%error, ino = node.ino, "complete a small file");
+            }
+        });
+    }
+
+    pub(super) fn opened_flags(was_passthrough: bool) -> FopenFlags {
+        let keep = match was_passthrough {
+            true => FopenFlags::empty(),
+            false => FopenFlags::FOPEN_KEEP_CACHE,
+        };
+        keep | FopenFlags::FOPEN_NOFLUSH
+    }
+
+    // Decides the class of an open and notes it. The closures speak to the kernel's reply object.
+    pub(super) fn decide(
+        &self,
+        request: &Request,
+        node: &Node,
+        flags: i32,
+        register: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> io::Result<BackingId>,
+    ) -> Result<Decision, Errno> {
+        if flags & O_DSYNC != 0 && !node.is_directory() {
+            // The kernel flushes the data by itself, but not the name under which it will be found.
+            let position = node.lock().position;
+            self.store().catalog.sync(position).map_err(errno)?;
+        }
+        // A resent create may have been carried out as far as the making, but not the opening: its own key.
+        let open_key = unique(request) | OPEN_KEY;
+        let known = is_resent(request) && self.store().is_answered_open(open_key);
+        let may_pass = self.passthrough && !self.is_pinned(node.ino);
+        let mut state = node.lock();
+        if may_pass && self.store().may_pass_through(&state) {
+            let position = state.position;
+            let is_own = node.ino >= crate::cache::namespace::FIRST_OWN_INO;
+            if is_own || self.store().catalog.is_synced(position) {
+                let backing = match state.opens.backing {
+                    Some(id) => Some(id),
+                    None => {
+                        let file = self.store().data_file(node, &mut state).map_err(errno)?;
+                        let descriptor = file.descriptor();
+                        descriptor
+                            .and_then(|fd| register(fd).ok())
+                            .map(BackingId::into_raw)
+                    }
+                };
+                if let Some(id) = backing {
+                    if !known {
+                        self.store()
+                            .opened(node, &mut state, Some(id), open_key)
+                            .map_err(errno)?;
+                    }
+                    return Ok(Decision::Passthrough(id));
+                }
+            }
+            if state.opens.passthrough > 0 {
+                return Err(Errno::EIO);
+            }
+        }
+        if !known {
+            self.store()
+                .opened(node, &mut state, None, open_key)
+                .map_err(errno)?;
+        }
+        Ok(Decision::Cached {
+            was_passthrough: state.was_passthrough,
+        })
+    }
+
+    // `global/pg_control` always goes through the worker: every checkpoint ends with it.
+    pub(super) fn is_pinned(&self, ino: Ino) -> bool {
+        let store = self.store();
+        let find = |parent, name| store.names().lookup(parent, name);
+        find(ROOT, "data")
+            .and_then(|data| find(data, "global"))
+            .and_then(|global| find(global, "pg_control"))
+            == Some(ino)
+    }
+
+    pub(super) fn listing(&self, ino: INodeNo, fh: FileHandle) -> Arc<Vec<Listed>> {
+        match self.listings.get(fh.0) {
+            Some(listing) => listing,
+            None => self.listings.put(fh.0, self.store().list(ino.0)),
+        }
+    }
+}
+
+pub(super) enum Decision {
+    Passthrough(u32),
+    Cached { was_passthrough: bool },
+}

@@ -1,0 +1,98 @@
+//! The walk of one publish with every part real: command, mount, write cache, PostgreSQL, and nothing left afterwards.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use common::messages::SessionStatus;
+use tests::postgres::{BackupOptions, Installation, TestPostgres, installations};
+use tests::system::TestSystem;
+use tests::tree_hash;
+
+/// A repository with a backup of a small pgbench database, in the wanted format.
+fn repository(installation: &Installation, tar: bool) -> Result<(tempfile::TempDir, TestPostgres)> {
+    let original = TestPostgres::start_new(installation)?;
+    original.psql("postgres", "CREATE DATABASE shop")?;
+    original.pgbench("shop", &["-i", "-q", "-s", "2"])?;
+    let directory = tempfile::Builder::new()
+        .prefix("pginstant-repository-")
+        .tempdir_in("/var/tmp")?;
+    tests::postgres::give_to_postgres(directory.path())?;
+    let options = BackupOptions {
+        tar,
+        ..BackupOptions::default()
+    };
+    original.backup(&directory.path().join("monday"), &options)?;
+    Ok((directory, original))
+}
+
+fn installation(major: u32) -> Result<Installation> {
+    installations()
+        .into_iter()
+        .find(|installation| installation.major == major)
+        .with_context(|| format!("PostgreSQL {major} is not installed; ./test installs it"))
+}
+
+async fn publish_read_write_unpublish(system: &TestSystem, backup: &Path) -> Result<()> {
+    let before = tree_hash::of(backup)?;
+    let (id, detail) = system.publish(&["--backup", "monday"]).await?;
+    let published = detail.published.clone().context("where it is published")?;
+    ensure!(
+        published.timeline == 2,
+        "it writes timeline {}",
+        published.timeline
+    );
+    ensure!(
+        system
+            .sql(&detail, "shop", "SELECT count(*) FROM pgbench_accounts")
+            .await?
+            == "200000"
+    );
+    system
+        .sql(
+            &detail,
+            "shop",
+            "UPDATE pgbench_accounts SET abalance = 7 WHERE aid % 10 = 0",
+        )
+        .await?;
+    system.sql(&detail, "shop", "CHECKPOINT").await?;
+    let changed = system
+        .sql(
+            &detail,
+            "shop",
+            "SELECT count(*) FROM pgbench_accounts WHERE abalance = 7",
+        )
+        .await?;
+    ensure!(changed == "20000", "{changed} rows");
+    let unpublished = system.explorer(&["unpublish", &id]).await?;
+    ensure!(unpublished.status.success(), "{unpublished:?}");
+    system.reaches(&id, SessionStatus::Completed).await?;
+    system.nothing_is_left_of(&id)?;
+    ensure!(tree_hash::of(backup)? == before, "the backup was changed");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_plain_backup_is_published_read_written_and_unpublished_without_a_trace() -> Result<()> {
+    let (directory, _original) = repository(&installation(15)?, false)?;
+    let system = TestSystem::start(directory.path()).await?;
+    publish_read_write_unpublish(&system, &directory.path().join("monday")).await
+}
+
+#[tokio::test]
+async fn a_tar_backup_is_published_read_written_and_unpublished_without_a_trace() -> Result<()> {
+    let (directory, _original) = repository(&installation(15)?, true)?;
+    let system = TestSystem::start(directory.path()).await?;
+    publish_read_write_unpublish(&system, &directory.path().join("monday")).await
+}
+
+#[tokio::test]
+async fn a_backup_of_postgresql_18_is_published_as_well() -> Result<()> {
+    let (directory, original) = repository(&installation(18)?, false)?;
+    let programs = original.installation().bin.clone();
+    let options = tests::system::SystemOptions {
+        target_lines: format!("program_directories = [\"{}\"]", programs.display()),
+        ..tests::system::SystemOptions::default()
+    };
+    let system = TestSystem::start_with(directory.path(), options).await?;
+    publish_read_write_unpublish(&system, &directory.path().join("monday")).await
+}
