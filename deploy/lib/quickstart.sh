@@ -335,18 +335,24 @@ sql() { PGPASSFILE=$STATE/conf/pgpass "$PG_BIN/psql" -X -q -h 127.0.0.1 -p "$PUB
 
 first_query_answered() { sql -Atc 'SELECT 1' >/dev/null 2>&1; }
 
+# Whether it is known how the session of an earlier run stands: its instance answers, or it waits for a retry.
+earlier_session_is_settled() {
+    first_query_answered || [[ -n $(open_sessions "Waiting for manual retry") ]]
+}
+
 publish_once() {
     local session began
-    session=$(open_sessions Published | head -n 1)
-    if [[ -n $session ]] && first_query_answered; then
-        step "published already, on port $PUBLISH_PORT"
-        PUBLISHED_FOR=
-        return
-    fi
-    began=$(now)
-    session=$(open_sessions "Waiting for manual retry" | head -n 1)
-    if [[ -n $session ]]; then # the machine was restarted, or PostgreSQL was killed
-        step "explorer retry $session"
+    PUBLISHED_FOR=
+    if [[ -n $(open_sessions) ]]; then
+        wait_until 60 earlier_session_is_settled || die "the session of an earlier run neither answers nor waits for a retry" \
+            "See: $STATE/explorer sessions. Or begin anew: ./quickstart stop && ./quickstart"
+        if first_query_answered; then
+            step "published already, on port $PUBLISH_PORT"
+            return
+        fi
+        session=$(open_sessions "Waiting for manual retry" | tail -n 1)
+        step "explorer retry $session" # its PostgreSQL is gone, its write cache is not
+        began=$(now)
         "$STATE/explorer" retry "$session" || die "the retry failed" "See: $STATE/explorer session $session"
         wait_until 30 first_query_answered || die "the published instance does not answer on port $PUBLISH_PORT" \
             "See: $STATE/explorer session $session"
