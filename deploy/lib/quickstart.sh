@@ -32,11 +32,12 @@ find_postgresql() {
     [[ -n $PG_BIN ]] || die "PostgreSQL's programs are not in /usr/lib/postgresql/*/bin" "Install them: apt-get install postgresql"
 }
 
-# as USER COMMAND…: becomes the user and then the command, with no process between that would catch signals.
+# as USER COMMAND…: becomes the user and then the command, with no process between that would catch signals, and from a
+# directory that the user may enter.
 as() {
     local user=$1
     shift
-    setpriv --reuid="$user" --regid="$(id -g "$user")" --init-groups -- env HOME=/ "$@"
+    (cd / && exec setpriv --reuid="$user" --regid="$(id -g "$user")" --init-groups -- env HOME=/ "$@")
 }
 
 # --- the state directory ------------------------------------------------------------------------------------------
@@ -145,7 +146,9 @@ start_broker() {
     : >"$home/env.conf"
     cat >"$home/rabbitmq.conf" <<CONF
 listeners.tcp.default = 127.0.0.1:$BROKER_PORT
-load_definitions = $home/definitions.json
+definitions.import_backend = local_filesystem
+definitions.local.path = $home/definitions.json
+definitions.skip_if_unchanged = true
 CONF
     chown -R rabbitmq:rabbitmq "$home"
     chmod 700 "$home"
@@ -338,6 +341,16 @@ publish_once() {
     if [[ -n $session ]] && first_query_answered; then
         step "published already, on port $PUBLISH_PORT"
         PUBLISHED_FOR=
+        return
+    fi
+    began=$(now)
+    session=$(open_sessions "Waiting for manual retry" | head -n 1)
+    if [[ -n $session ]]; then # the machine was restarted, or PostgreSQL was killed
+        step "explorer retry $session"
+        "$STATE/explorer" retry "$session" || die "the retry failed" "See: $STATE/explorer session $session"
+        wait_until 30 first_query_answered || die "the published instance does not answer on port $PUBLISH_PORT" \
+            "See: $STATE/explorer session $session"
+        PUBLISHED_FOR=$(since "$began")
         return
     fi
     if [[ $(free_port "$PUBLISH_PORT") != "$PUBLISH_PORT" ]]; then
