@@ -110,7 +110,7 @@ build() {
     else
         find_cargo
         step "building (release; the first time takes some minutes)"
-        "${CARGO[@]}" build --release --locked --bins || die "the build failed" "The compiler's words are above."
+        "${CARGO[@]}" build --release --locked -p mount-svc -p recovery-svc -p agent -p explorer || die "the build failed" "The compiler's words are above."
         BIN=$PWD/target/release
     fi
     local program
