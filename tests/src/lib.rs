@@ -6,6 +6,7 @@ pub mod generated;
 pub mod leftovers;
 pub mod postgres;
 pub mod programs;
+pub mod small_repository;
 pub mod system;
 pub mod tree_hash;
 pub mod wait;
