@@ -12,6 +12,7 @@ pub mod os_user;
 pub mod port;
 pub mod serve;
 pub mod session;
+mod turn;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

@@ -205,6 +205,7 @@ async fn handle(
     let has =
         |docs: Vec<common::messages::PayloadDoc>| docs.iter().any(|doc| doc.type_name == type_name);
     if has(Command::docs()) {
+        came_from_ours(&message, &type_name)?;
         let envelope: Envelope<Command> = raw.open()?;
         return commands::take(service, envelope).await;
     }
@@ -213,21 +214,27 @@ async fn handle(
         return queries::take(service, envelope, &message);
     }
     if has(Internal::docs()) {
-        // Only our own users may write to the default exchange: an answer that came another way is not mount-svc's.
-        if !message.exchange.is_empty() {
-            return Err(Unhandled::Never(Problem::new(
-                ErrorCode::PermissionDenied,
-                format!(
-                    "a message of type {type_name} came through exchange {:?}",
-                    message.exchange
-                ),
-                "only mount-svc and recovery-svc send such messages",
-            )));
-        }
+        came_from_ours(&message, &type_name)?;
         let envelope: Envelope<Internal> = raw.open()?;
         return answers::take(service, envelope.payload).await;
     }
     Err(ContractError::UnknownType { type_name }.into())
+}
+
+/// Only our own users may write to the default exchange: what came another way is neither mount-svc's answer nor a command
+/// that mount-svc has checked.
+fn came_from_ours(message: &IncomingMessage, type_name: &str) -> Result<(), Unhandled> {
+    if message.exchange.is_empty() {
+        return Ok(());
+    }
+    Err(Unhandled::Never(Problem::new(
+        ErrorCode::PermissionDenied,
+        format!(
+            "a message of type {type_name} came to recovery-svc through exchange {:?}",
+            message.exchange
+        ),
+        "send commands to mount.<server>; only the services themselves send the rest",
+    )))
 }
 
 /// Whoever sent a command that is parked should hear of it, as far as its id can be read.

@@ -250,6 +250,10 @@ async fn hostile_messages_are_parked_with_the_reason_and_the_worker_goes_on() {
     );
     forged.exchange = "cmd".to_owned();
     messages.push(forged);
+    // A command that did not pass mount-svc.
+    let mut around = incoming(&good, QUEUE);
+    around.exchange = "cmd".to_owned();
+    messages.push(around);
     let mut unanswerable = incoming(
         &envelope(
             id,

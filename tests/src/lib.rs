@@ -3,9 +3,11 @@
 
 pub mod broker;
 pub mod generated;
+pub mod history;
 pub mod leftovers;
 pub mod postgres;
 pub mod programs;
+pub mod shop;
 pub mod small_repository;
 pub mod system;
 pub mod tree_hash;

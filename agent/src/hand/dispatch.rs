@@ -7,7 +7,7 @@ use common::agent::hand::{InstanceOptions, PROTOCOL_VERSION, Request, Response, 
 use common::problem::{ErrorCode, Problem};
 
 use super::mounts::{MountKeeper, TreeChunk};
-use super::{host, os_user, port, session};
+use super::{host, os_user, port, session, turn};
 use crate::postgresql::instance::{Instance, running};
 use crate::postgresql::query::Asked;
 use crate::postgresql::{find, prepare, query};
@@ -44,6 +44,7 @@ impl Hand {
         runtime: &tokio::runtime::Handle,
     ) -> Result<Response, Problem> {
         let done = |()| Response::Done;
+        let _turn = turn::take(&request, deadline(&request))?;
         match request {
             Request::Hello { protocol } => hello(protocol),
             Request::HostFacts { paths } => host::facts(&paths).map(Response::HostFacts),
