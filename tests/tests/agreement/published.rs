@@ -62,11 +62,8 @@ impl<'a> Instance<'a> {
             &(2 * SMALL_TABLE_COUNT).to_string(),
         )
         .await?;
-        self.expect(
-            "SELECT pg_relation_size('large') > 1024 * 1024 * 1024",
-            "t",
-        )
-        .await?;
+        self.expect("SELECT pg_relation_size('large') > 1024 * 1024 * 1024", "t")
+            .await?;
         self.expect(
             "SELECT count(*) FROM pg_tablespace WHERE spcname IN ('first', 'second')",
             "2",
