@@ -121,6 +121,9 @@ fn fill(postgres: &TestPostgres) -> Result<()> {
 
 /// Takes both backups while pgbench changes balances, and new files appear and go.
 fn back_up(postgres: &TestPostgres, repository: &Path) -> Result<()> {
+    // The published instance takes this over: it shall keep its promises, and pay for them.
+    postgres.psql("postgres", "ALTER SYSTEM SET fsync = on")?;
+    postgres.psql("postgres", "SELECT pg_reload_conf()")?;
     for (name, tar) in [("directory", false), ("tar", true)] {
         let load =
             postgres.pgbench_in_background(DATABASE, &["-c", "2", "-j", "1", "-T", "600", "-n"])?;
