@@ -29,8 +29,11 @@ const PUBLISH_POINTS: [&str; 7] = [
 ];
 
 /// What an unpublish is doing when it is hit: words of recovery-svc's log, or nothing for its event.
-const UNPUBLISH_POINTS: [Option<&str>; 3] =
-    [None, Some("what=StopInstance"), Some("what=ReleaseMount")];
+const UNPUBLISH_POINTS: [Option<&str>; 3] = [
+    None,
+    Some(r#""what":"StopInstance""#),
+    Some(r#""what":"ReleaseMount""#),
+];
 
 fn say(text: &str) {
     use std::io::Write;

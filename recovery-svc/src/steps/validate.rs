@@ -11,6 +11,8 @@ use crate::stored::{SESSION, Stored};
 
 /// Of the write cache's volume, this share must be free for a new session, in per cent.
 const FREE_PERCENT_MIN: u64 = 5;
+/// How long a PostgreSQL whose mount is gone may take for a fast stop, in seconds: it has nothing left to write to.
+const ORPHAN_STOP_S: u32 = 2;
 /// Most sessions that are compared for ports.
 const COMPARED_MAX: usize = 10_000;
 
@@ -92,6 +94,20 @@ async fn own_instance_runs(run: &Run<'_>, hand: &Grip<'_>) -> Result<bool, Probl
         return Ok(false);
     };
     let place = state.spec.place.clone();
+    let mounted = Request::MountStatus {
+        place: place.clone(),
+    };
+    if hand.ask(mounted, LOOK_FOR).await? == Response::MountStatus(None) {
+        // A postmaster may have outlived its mount: it keeps the port, works on dead files and can never be used again.
+        let timeout_s = ORPHAN_STOP_S;
+        hand.act(Request::StopInstance {
+            place,
+            instance,
+            timeout_s,
+        })
+        .await?;
+        return Ok(false);
+    }
     let request = Request::InstanceStatus { place, instance };
     match hand.ask(request, LOOK_FOR).await? {
         Response::Instance(InstanceStatus::Stopped { .. }) => Ok(false),
