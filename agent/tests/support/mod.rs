@@ -25,14 +25,20 @@ use common::problem::Problem;
 
 /// Directories of programs to test with: every PostgreSQL of the system, and the 18 of a wheel that `./test` names.
 pub(crate) fn postgresql() -> Vec<PathBuf> {
-    let system = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let system = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten();
     let mut found: Vec<PathBuf> = system
         .map(|version| version.path().join("bin"))
         .chain(std::env::var_os("PGINSTANT_TEST_PG18").map(PathBuf::from))
         .filter(|directory| directory.join("postgres").exists())
         .collect();
     found.sort();
-    assert!(!found.is_empty(), "no PostgreSQL is installed; ./test installs it");
+    assert!(
+        !found.is_empty(),
+        "no PostgreSQL is installed; ./test installs it"
+    );
     found
 }
 
