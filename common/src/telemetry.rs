@@ -22,7 +22,7 @@ pub fn init() -> Result<(), Problem> {
             format!("correct or unset {FILTER_VARIABLE}"),
         )
     };
-    let text = std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| "info,lapin=warn".to_owned());
+    let text = std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| "info,lapin=error".to_owned());
     let filter = EnvFilter::try_new(&text).map_err(|error| wrong(error.to_string()))?;
     let registry = tracing_subscriber::registry().with(filter);
     let terminal = std::io::stderr().is_terminal();

@@ -19,11 +19,14 @@ die() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# Prints those of the named Debian packages that are not installed.
+# Prints those of the named Debian packages that are neither installed nor provided by one that is (postgresql-contrib is
+# a package of its own in Debian 12, and not in 13).
 missing_packages() {
-    local package
+    local package there
+    there=$(dpkg-query -W -f '${db:Status-Status} ${Package} ${Provides}\n' 2>/dev/null | sed -n 's/^installed //p' |
+        sed 's/([^)]*)//g' | tr -s ', ' '\n\n')
     for package in "$@"; do
-        [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || printf '%s\n' "$package"
+        grep -qxF -- "$package" <<<"$there" || printf '%s\n' "$package"
     done
 }
 

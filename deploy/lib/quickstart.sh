@@ -32,11 +32,12 @@ find_postgresql() {
     [[ -n $PG_BIN ]] || die "PostgreSQL's programs are not in /usr/lib/postgresql/*/bin" "Install them: apt-get install postgresql"
 }
 
-# as USER COMMAND…: becomes the user and then the command, with no process between that would catch signals.
+# as USER COMMAND…: becomes the user and then the command, with no process between that would catch signals, and from a
+# directory that the user may enter.
 as() {
     local user=$1
     shift
-    setpriv --reuid="$user" --regid="$(id -g "$user")" --init-groups -- env HOME=/ "$@"
+    (cd / && exec setpriv --reuid="$user" --regid="$(id -g "$user")" --init-groups -- env HOME=/ "$@")
 }
 
 # --- the state directory ------------------------------------------------------------------------------------------
@@ -109,7 +110,7 @@ build() {
     else
         find_cargo
         step "building (release; the first time takes some minutes)"
-        "${CARGO[@]}" build --release --locked --bins || die "the build failed" "The compiler's words are above."
+        "${CARGO[@]}" build --release --locked -p mount-svc -p recovery-svc -p agent -p explorer || die "the build failed" "The compiler's words are above."
         BIN=$PWD/target/release
     fi
     local program
@@ -145,7 +146,9 @@ start_broker() {
     : >"$home/env.conf"
     cat >"$home/rabbitmq.conf" <<CONF
 listeners.tcp.default = 127.0.0.1:$BROKER_PORT
-load_definitions = $home/definitions.json
+definitions.import_backend = local_filesystem
+definitions.local.path = $home/definitions.json
+definitions.skip_if_unchanged = true
 CONF
     chown -R rabbitmq:rabbitmq "$home"
     chmod 700 "$home"
@@ -332,12 +335,28 @@ sql() { PGPASSFILE=$STATE/conf/pgpass "$PG_BIN/psql" -X -q -h 127.0.0.1 -p "$PUB
 
 first_query_answered() { sql -Atc 'SELECT 1' >/dev/null 2>&1; }
 
+# Whether it is known how the session of an earlier run stands: its instance answers, or it waits for a retry.
+earlier_session_is_settled() {
+    first_query_answered || [[ -n $(open_sessions "Waiting for manual retry") ]]
+}
+
 publish_once() {
     local session began
-    session=$(open_sessions Published | head -n 1)
-    if [[ -n $session ]] && first_query_answered; then
-        step "published already, on port $PUBLISH_PORT"
-        PUBLISHED_FOR=
+    PUBLISHED_FOR=
+    if [[ -n $(open_sessions) ]]; then
+        wait_until 60 earlier_session_is_settled || die "the session of an earlier run neither answers nor waits for a retry" \
+            "See: $STATE/explorer sessions. Or begin anew: ./quickstart stop && ./quickstart"
+        if first_query_answered; then
+            step "published already, on port $PUBLISH_PORT"
+            return
+        fi
+        session=$(open_sessions "Waiting for manual retry" | tail -n 1)
+        step "explorer retry $session" # its PostgreSQL is gone, its write cache is not
+        began=$(now)
+        "$STATE/explorer" retry "$session" || die "the retry failed" "See: $STATE/explorer session $session"
+        wait_until 30 first_query_answered || die "the published instance does not answer on port $PUBLISH_PORT" \
+            "See: $STATE/explorer session $session"
+        PUBLISHED_FOR=$(since "$began")
         return
     fi
     if [[ $(free_port "$PUBLISH_PORT") != "$PUBLISH_PORT" ]]; then
@@ -395,41 +414,49 @@ unpublish_everything() {
     done
 }
 
-# Prints the pids of the processes that work in the state directory or were told its path.
+# leftovers [NAME]: pids of our programs (of that name) that work in the state directory or were told its path. A shell or
+# an editor that somebody has open there is not ours.
 leftovers() {
-    local process pid
-    for process in /proc/[0-9]*; do
-        pid=${process#/proc/}
-        [[ $pid != "$$" && $pid != "$BASHPID" && $pid != "$PPID" ]] || continue
-        if [[ $(readlink "$process/cwd" 2>/dev/null) == "$STATE"/* || $(readlink "$process/exe" 2>/dev/null) == "$STATE"/* ]] ||
-            cat "$process/cmdline" "$process/environ" 2>/dev/null | tr '\0' '\n' | grep -qF -- "$STATE/"; then
-            # A shell or an editor that somebody has open there is not ours.
-            case $(cat "$process/comm" 2>/dev/null) in
-            postgres | pginstant-* | mount-svc | recovery-svc | beam.smp | epmd | erl_child_setup | inet_gethost | explorer)
-                printf '%s\n' "$pid"
-                ;;
-            esac
-        fi
+    local pid name
+    {
+        find /proc -maxdepth 2 -path '/proc/[0-9]*' \( -name cwd -o -name exe \) -lname "$STATE/*" 2>/dev/null
+        grep -alF -- "$STATE/" /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null
+    } | cut -d/ -f3 | sort -un | while read -r pid; do
+        name=$(cat "/proc/$pid/comm" 2>/dev/null) || continue
+        case $name in
+        postgres | pginstant-* | mount-svc | recovery-svc | explorer | beam.smp | epmd | erl_child_setup | inet_gethost)
+            [[ $name != "${1:-$name}" ]] || printf '%s\n' "$pid"
+            ;;
+        esac
     done
 }
 
-none_left() { [[ -z $(leftovers) ]]; }
+none_left() { [[ -z $(leftovers "$@") ]]; }
 
-# What is still there after the orderly way (a service was killed, the machine was restarted): PostgreSQL first, so
-# that it writes its last pages while the mount is there.
-end_leftovers() {
-    local signal pid mount
-    for signal in INT TERM KILL; do
-        none_left && break
-        for pid in $(leftovers); do
-            [[ $signal != INT || $(cat "/proc/$pid/comm" 2>/dev/null) == postgres ]] || continue
-            kill "-$signal" "$pid" 2>/dev/null || true
-        done
-        wait_until 10 none_left || true
-    done
+signal_leftovers() {
+    local signal=$1
+    shift
+    # shellcheck disable=SC2046 # pids are numbers
+    none_left "$@" || kill "-$signal" $(leftovers "$@") 2>/dev/null || true
+}
+
+unmount_all() {
+    local mount
     while read -r mount; do
         umount "$mount" 2>/dev/null || umount -l "$mount" 2>/dev/null || say "could not unmount $mount"
     done < <(awk -v root="$STATE/" 'index($2, root) == 1 { print $2 }' /proc/self/mounts | sort -r)
+}
+
+# What is still there after the orderly way (a service was killed, the broker is gone): PostgreSQL first, so that it writes
+# its last pages while the mount is there.
+end_leftovers() {
+    signal_leftovers INT postgres
+    wait_until 20 none_left postgres || signal_leftovers KILL postgres
+    unmount_all
+    signal_leftovers TERM
+    wait_until 10 none_left || signal_leftovers KILL
+    wait_until 10 none_left || say "these processes do not end: $(leftovers | tr '\n' ' ')"
+    unmount_all
 }
 
 remove_state() {

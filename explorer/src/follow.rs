@@ -181,8 +181,12 @@ impl SessionView {
         use SessionStatus::*;
         let status = self.status.filter(|_| self.last_sequence > base)?;
         match (goal, status) {
-            (Goal::Ready, Published | Mounted) => Some(End::Reached),
-            (Goal::Ready, WaitingForRetry | WaitingForManualRetry) => Some(End::Waits),
+            // The last step's `step_finished` has the new status already; what there is to tell comes with the next event.
+            (Goal::Ready, Published) => self.published.is_some().then_some(End::Reached),
+            (Goal::Ready, Mounted) => self.mounted.is_some().then_some(End::Reached),
+            (Goal::Ready, WaitingForRetry | WaitingForManualRetry) => {
+                (self.waiting.is_some() || self.problem.is_some()).then_some(End::Waits)
+            }
             (Goal::Ready, Completed | Cancelled) => Some(End::EndedOtherwise(status)),
             (Goal::Gone, Completed | Cancelled) => Some(End::Reached),
             (Goal::Ready | Goal::Gone, Failed) => Some(End::Failed(self.problem.clone())),

@@ -170,7 +170,8 @@ mod tests {
     #[tokio::test]
     async fn reads_are_answered_by_number_and_failures_do_not_end_the_channel() {
         let (here, mut there) = tokio::io::duplex(1 << 16);
-        let server = tokio::task::spawn(serve(here, Arc::new(Pattern), 77, 4));
+        let mut servers = JoinSet::new();
+        servers.spawn(serve(here, Arc::new(Pattern), 77, 4));
         assert_eq!(
             next(&mut there).await,
             PageFrame::Hello {
@@ -207,14 +208,15 @@ mod tests {
         seen.sort_unstable();
         assert_eq!(seen, [1, 2, 3]);
         drop(there);
-        server.await.unwrap().unwrap();
+        servers.join_next().await.unwrap().unwrap().unwrap();
     }
 
     #[tokio::test]
     async fn an_agent_that_breaks_the_protocol_loses_its_channel() {
         let (here, mut there) = tokio::io::duplex(1 << 16);
-        let server = tokio::task::spawn(serve(here, Arc::new(Pattern), 0, 4));
+        let mut servers = JoinSet::new();
+        servers.spawn(serve(here, Arc::new(Pattern), 0, 4));
         there.write_all(&u32::MAX.to_le_bytes()).await.unwrap();
-        assert!(server.await.unwrap().is_err());
+        assert!(servers.join_next().await.unwrap().unwrap().is_err());
     }
 }

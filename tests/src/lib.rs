@@ -8,6 +8,7 @@ pub mod leftovers;
 pub mod postgres;
 pub mod programs;
 pub mod shop;
+pub mod small_repository;
 pub mod system;
 pub mod tree_hash;
 pub mod wait;

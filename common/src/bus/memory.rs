@@ -456,3 +456,100 @@ impl Bus for MemoryBus {
         self.line.break_connection();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+    use crate::bus::Destination;
+    use crate::ids::ServerName;
+    use crate::topology::{mount_queue, retry_queue};
+
+    fn message(queue: &str, id: &str) -> OutgoingMessage {
+        OutgoingMessage {
+            destination: Destination::Queue(queue.to_owned()),
+            message_id: id.to_owned(),
+            type_name: "test".to_owned(),
+            correlation_id: None,
+            reply_to: None,
+            headers: BTreeMap::new(),
+            body: Vec::new(),
+        }
+    }
+
+    /// Publishes through all faults, half by way of the retry queue; what was acknowledged and what came out.
+    async fn soak(seed: u64) -> (BTreeSet<String>, Vec<String>, u64) {
+        let server = ServerName::new("db1").unwrap();
+        let broker = MemoryBroker::new(seed, &Topology::new([server.clone()]));
+        broker.set_faults(Faults {
+            duplicate: 0.1,
+            delay: 0.3,
+            delay_max: Duration::from_secs(5),
+            connection_drop: 0.05,
+            returned: 0.02,
+            refused: 0.02,
+        });
+        let (sender, receiver) = (broker.bus(Env::system()), broker.bus(Env::system()));
+        let queue = mount_queue(&server);
+        let mut acknowledged = BTreeSet::new();
+        for n in 0..200 {
+            let retry = retry_queue(&queue);
+            let to = if n % 2 == 0 { &queue } else { &retry };
+            let id = format!("m{n}");
+            if sender.publish(message(to, &id)).await.is_ok() {
+                acknowledged.insert(id);
+            }
+        }
+        let mut deliveries = receiver.consume(&queue, 4).await.unwrap();
+        let mut came = Vec::new();
+        // Longer than the five minutes of the retry queue; the clock is the test's.
+        while let Ok(Some(delivery)) = timeout(Duration::from_secs(400), deliveries.recv()).await {
+            let id = delivery.message.message_id.clone().unwrap();
+            if delivery.ack().await.is_ok() {
+                came.push(id);
+            }
+        }
+        let reconnects = sender.health().reconnects + receiver.health().reconnects;
+        receiver.close().await;
+        sender.close().await;
+        (acknowledged, came, reconnects)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn faults_duplicate_and_delay_but_lose_nothing_acknowledged() {
+        let (mut duplicates, mut refusals, mut reconnects) = (0, 0, 0);
+        for seed in 0..20 {
+            let (acknowledged, came, broken) = soak(seed).await;
+            let distinct: BTreeSet<String> = came.iter().cloned().collect();
+            let lost: Vec<_> = acknowledged.difference(&distinct).collect();
+            assert!(lost.is_empty(), "seed {seed}: {lost:?}");
+            duplicates += came.len() - distinct.len();
+            refusals += 200 - acknowledged.len();
+            reconnects += broken;
+        }
+        assert!(duplicates > 100 && refusals > 50 && reconnects > 50);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_is_down_keeps_publishers_waiting_and_gives_unsettled_messages_back() {
+        let server = ServerName::new("db1").unwrap();
+        let queue = mount_queue(&server);
+        let broker = MemoryBroker::new(1, &Topology::new([server]));
+        let bus = broker.bus(Env::system());
+        bus.publish(message(&queue, "a")).await.unwrap();
+        let mut deliveries = bus.consume(&queue, 1).await.unwrap();
+        let held = deliveries.recv().await.unwrap();
+        broker.set_down(true);
+        assert!(!bus.health().connected);
+        assert!(held.ack().await.is_err());
+        let late = bus.publish(message(&queue, "b")).await;
+        assert!(matches!(late, Err(PublishError::TimedOut { .. })));
+        broker.set_down(false);
+        let again = deliveries.recv().await.unwrap();
+        assert_eq!(again.message.message_id.as_deref(), Some("a"));
+        assert!(again.message.redelivered);
+        again.ack().await.unwrap();
+        bus.close().await;
+    }
+}

@@ -120,6 +120,6 @@ mod tests {
         for role in Role::ALL {
             assert!(text.contains(&password_placeholder(role)), "{role}");
         }
-        assert_eq!(text.matches("password_hash").count(), Role::ALL.len());
+        assert_eq!(text.matches("\"password_hash\":").count(), Role::ALL.len());
     }
 }

@@ -104,6 +104,23 @@ fn duplicates_and_disorder_change_nothing_in_the_end() {
 }
 
 #[test]
+fn a_session_is_ready_only_when_it_is_known_where() {
+    let mut events = story();
+    let published = events.pop().unwrap();
+    events.pop();
+    // recovery-svc tells the new status with the end of the last step already.
+    events.push(event(
+        5,
+        SessionStatus::Published,
+        finished(Step::Mount, 480),
+    ));
+    let mut view = fold(events);
+    assert_eq!(view.end(Goal::Ready, 0), None);
+    view.apply(published);
+    assert_eq!(view.end(Goal::Ready, 0), Some(End::Reached));
+}
+
+#[test]
 fn what_comes_after_a_gap_is_held_back_until_the_gap_is_filled() {
     let mut missing = story();
     let lost = missing.remove(2);
