@@ -150,19 +150,25 @@ fn owner_of(place: &SessionPlace) -> anyhow::Result<Owner> {
 }
 
 fn sweep(store: &Store) {
+    type Work = (&'static str, fn(&Store) -> io::Result<()>);
+    let works: [Work; 4] = [
+        ("free the space of removed files", Store::reap),
+        ("note complete files", Store::complete_whole),
+        ("sum up the journals", Store::sum_up_if_long),
+        ("flush the catalog", Store::sync_names),
+    ];
+    let mut told = [const { None }; 4];
     loop {
         std::thread::sleep(SWEEP_EVERY);
-        if let Err(error) = store.reap() {
-            tracing::error!(%error, "free the space of removed files");
-        }
-        if let Err(error) = store.complete_whole() {
-            tracing::error!(%error, "note complete files");
-        }
-        if let Err(error) = store.sum_up_if_long() {
-            tracing::error!(%error, "sum up the journals");
-        }
-        if let Err(error) = store.sync_names() {
-            tracing::error!(%error, "flush the catalog");
+        for ((what, work), told) in works.iter().zip(&mut told) {
+            let said = work(store).err().map(|error| error.to_string());
+            // What goes on failing is said once: the log must not fill the volume.
+            if let Some(error) = &said
+                && *told != said
+            {
+                tracing::error!(error, "{what}");
+            }
+            *told = said;
         }
     }
 }

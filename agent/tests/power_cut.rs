@@ -16,7 +16,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex};
 
 use agent::cache::content::{Fetched, Need, Outcome};
-use agent::cache::disk::{Disk, DiskFile, DiskName, DiskStat};
+use agent::cache::disk::{Disk, DiskFile, DiskName, DiskStat, VolumeSpace};
 use agent::cache::namespace::Owner;
 use agent::cache::node::Node;
 use agent::cache::record::{Nanoseconds, NodeKind};
@@ -171,6 +171,13 @@ impl Disk for VolatileDisk {
 
     fn data_blocks(&self) -> io::Result<u64> {
         Ok(0)
+    }
+
+    fn volume(&self) -> io::Result<VolumeSpace> {
+        Ok(VolumeSpace {
+            total_bytes: 2,
+            free_bytes: 2,
+        })
     }
 
     fn data_files(&self) -> io::Result<Vec<Ino>> {

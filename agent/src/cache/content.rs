@@ -67,6 +67,13 @@ fn padded(bytes: &[u8], length: u64) -> Cow<'_, [u8]> {
     }
 }
 
+// A write that fails midway leaves the file's size as it was.
+fn write_or_leave(file: &dyn DiskFile, bytes: &[u8], offset: u64, size: u64) -> io::Result<()> {
+    file.write_at(bytes, offset).inspect_err(|_| {
+        file.set_size(size).ok();
+    })
+}
+
 const KEEP_SIZE: u32 = 1;
 const PUNCH_HOLE: u32 = 2;
 const ZERO_RANGE: u32 = 16;
@@ -208,7 +215,7 @@ impl Store {
             let padded_end = (granule * GRANULE_BYTES).min(state.size);
             let bytes = padded(bytes, padded_end - from * GRANULE_BYTES);
             let file = self.data_file(node, &mut state)?;
-            file.write_at(&bytes, from * GRANULE_BYTES)?;
+            write_or_leave(file.as_ref(), &bytes, from * GRANULE_BYTES, state.size)?;
             self.note_present(node.ino, &mut state, from..granule, 0)?;
         }
         Ok(())
@@ -247,7 +254,8 @@ impl Store {
         let end = offset + bytes.len() as u64;
         if state.base.is_none() {
             let file = self.data_file(node, &mut state)?;
-            file.write_at(bytes, offset)?;
+            let size = file.stat()?.size;
+            write_or_leave(file.as_ref(), bytes, offset, size)?;
             state.dirty = true;
             return Ok(Outcome::Done(()));
         }
@@ -278,7 +286,7 @@ impl Store {
             }
         }
         let file = self.data_file(node, &mut state)?;
-        file.write_at(&image, image_offset)?;
+        write_or_leave(file.as_ref(), &image, image_offset, state.size)?;
         state.size = state.size.max(end);
         state.attributes.modified_at = now();
         state.attributes.changed_at = state.attributes.modified_at;
@@ -571,13 +579,18 @@ impl Store {
         let mut whole = self.whole.lock().unwrap_or_else(PoisonError::into_inner);
         let nodes = std::mem::take(&mut *whole);
         drop(whole);
-        for node in &nodes {
-            self.complete(node)?;
-        }
         if nodes.is_empty() {
             return Ok(());
         }
-        self.sync_names()
+        let mut result = Ok(());
+        for node in &nodes {
+            // One that cannot be flushed does not keep the others.
+            if let Err(failure) = self.complete(node) {
+                result = Err(failure);
+            }
+        }
+        self.sync_names()?;
+        result
     }
 
     fn complete(&self, node: &Node) -> io::Result<()> {

@@ -39,6 +39,26 @@ pub struct DiskStat {
     pub accessed_at: Nanoseconds,
 }
 
+/// Space of a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VolumeSpace {
+    /// Size, in bytes.
+    pub total_bytes: u64,
+    /// What is free for us, in bytes.
+    pub free_bytes: u64,
+}
+
+impl VolumeSpace {
+    /// Whether there is room for what need not be kept: the rest is left to writers.
+    pub fn has_room_for_copies(&self) -> bool {
+        let low = (self.total_bytes / 20).max(COPIES_LEAVE_BYTES.min(self.total_bytes / 10));
+        self.free_bytes > low
+    }
+}
+
+/// What copies of the backup leave free on a large volume, in bytes; on a small one a tenth.
+const COPIES_LEAVE_BYTES: u64 = 1024 * 1024 * 1024;
+
 /// A directory for the cache's files.
 pub trait Disk: Debug + Send + Sync {
     /// Opens a file for reading and writing; makes it if wanted.
@@ -55,6 +75,8 @@ pub trait Disk: Debug + Send + Sync {
     fn sync_all(&self) -> io::Result<()>;
     /// Blocks of 512 bytes that the data files occupy.
     fn data_blocks(&self) -> io::Result<u64>;
+    /// The volume's size and what of it is free, in bytes.
+    fn volume(&self) -> io::Result<VolumeSpace>;
     /// Numbers of all data files.
     fn data_files(&self) -> io::Result<Vec<Ino>>;
 }
@@ -153,6 +175,14 @@ impl Disk for RealDisk {
             blocks += entry?.metadata().map_or(0, |data| data.blocks());
         }
         Ok(blocks)
+    }
+
+    fn volume(&self) -> io::Result<VolumeSpace> {
+        let volume = rustix::fs::fstatvfs(&self.own)?;
+        Ok(VolumeSpace {
+            total_bytes: volume.f_blocks.saturating_mul(volume.f_frsize),
+            free_bytes: volume.f_bavail.saturating_mul(volume.f_frsize),
+        })
     }
 
     fn data_files(&self) -> io::Result<Vec<Ino>> {

@@ -176,7 +176,11 @@ impl Store {
     }
 
     fn log_and_apply(&self, names: &mut Namespace, record: Record) -> io::Result<()> {
-        let position = self.append(std::slice::from_ref(&record))?;
+        let records = std::slice::from_ref(&record);
+        let position = match record {
+            Record::Create { .. } | Record::Link { .. } => self.catalog.append_new(records)?,
+            _ => self.append(records)?,
+        };
         names.apply(&record);
         if let Record::Create { ino, .. } | Record::Link { ino, .. } = record
             && let Some(node) = names.touched(ino)
@@ -337,7 +341,10 @@ impl Store {
             unique: new.unique,
             kind,
         };
-        self.log_and_apply(&mut names, record)?;
+        if let Err(failure) = self.log_and_apply(&mut names, record) {
+            self.disk.remove(DiskName::Data(ino)).ok();
+            return Err(failure);
+        }
         if let Some(node) = names.touched(ino) {
             let mut state = node.lock();
             state.unnamed = true;

@@ -107,6 +107,13 @@ impl Store {
         self.sync_names()
     }
 
+    /// Whether there is room for what is only a copy of the backup; where it cannot be told, there is.
+    pub fn has_room_for_copies(&self) -> bool {
+        self.disk
+            .volume()
+            .map_or(true, |volume| volume.has_room_for_copies())
+    }
+
     /// Hash of the backup's tree.
     pub fn tree_hash(&self) -> u32 {
         self.tree.hash()

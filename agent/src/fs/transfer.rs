@@ -93,6 +93,9 @@ impl Transfer {
                 let last = (need.offset + need.length - 1) / GRANULE_BYTES;
                 (need.offset / GRANULE_BYTES..=last).all(|granule| state.is_here(granule))
             };
+            if !is_here && !self.store.has_room_for_copies() {
+                return Ok(());
+            }
             if !is_here {
                 let fetched = self.read_base(need)?;
                 self.store.fill(node, &fetched)?;
@@ -124,6 +127,7 @@ impl Transfer {
             length: end.saturating_sub(start),
         });
         if let Ok(fetched) = &result
+            && self.store.has_room_for_copies()
             && let Err(failure) = self.store.fill(node, fetched)
         {
             // The reader is served from what was fetched; a full volume stops writers only.
