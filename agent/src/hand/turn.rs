@@ -84,7 +84,19 @@ fn wait(directory: &Path, limit: Duration) -> Result<Option<Turn>, Problem> {
             .open(directory);
         let file = match opened {
             Ok(file) => file,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            // Something planted in its place is no session's directory; the request itself says so.
+            Err(error)
+                if matches!(
+                    rustix::io::Errno::from_io_error(&error),
+                    Some(
+                        rustix::io::Errno::NOENT
+                            | rustix::io::Errno::NOTDIR
+                            | rustix::io::Errno::LOOP
+                    )
+                ) =>
+            {
+                return Ok(None);
+            }
             Err(error) => return Err(failure(ErrorCode::IoFailed, doing(), error)),
         };
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
