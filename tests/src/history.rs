@@ -11,7 +11,7 @@ use common::env::Env;
 use common::ids::CommandId;
 use common::messages::{Command, Envelope, Event, Limits, Publish, Step};
 use common::topology::{self, Role};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 use crate::broker;
 use crate::system::{SESSION_LIMIT, TestSystem};
@@ -48,14 +48,9 @@ impl Heard {
 #[derive(Debug)]
 pub struct History {
     heard: Arc<Mutex<Vec<Heard>>>,
-    reader: JoinHandle<()>,
+    // Ends with the history: a set aborts its tasks when it is dropped.
+    _reader: JoinSet<()>,
     bus: Arc<AmqpBus>,
-}
-
-impl Drop for History {
-    fn drop(&mut self) {
-        self.reader.abort();
-    }
 }
 
 impl History {
@@ -65,7 +60,8 @@ impl History {
         let mut deliveries = bus.read_events(StreamFrom::First).await?;
         let heard = Arc::new(Mutex::new(Vec::new()));
         let into = Arc::clone(&heard);
-        let reader = tokio::spawn(async move {
+        let mut reader = JoinSet::new();
+        reader.spawn(async move {
             let mut known = BTreeSet::new();
             while let Some(delivery) = deliveries.recv().await {
                 let read =
@@ -84,7 +80,11 @@ impl History {
                 }
             }
         });
-        Ok(Self { heard, reader, bus })
+        Ok(Self {
+            heard,
+            _reader: reader,
+            bus,
+        })
     }
 
     /// All that was heard about a session (or rejected command).

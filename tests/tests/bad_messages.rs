@@ -1,4 +1,9 @@
 //! Messages that no honest client sends: each is put aside with its reason or rejected, none is obeyed, and the services go on.
+#![allow(
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a test that builds bad messages: a panic or an id of its own is right here"
+)]
 
 use std::collections::BTreeMap;
 use std::time::Duration;

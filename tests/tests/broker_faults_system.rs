@@ -118,7 +118,8 @@ async fn every_acknowledged_command_has_exactly_one_outcome_whatever_the_broker_
     let mut system = TestSystem::start(shop.path()).await?;
     let history = Arc::new(History::open(&system).await?);
     let stop = Arc::new(AtomicBool::new(false));
-    let sender = tokio::spawn(send_cheap_ones(Arc::clone(&history), Arc::clone(&stop)));
+    let mut sender = tokio::task::JoinSet::new();
+    sender.spawn(send_cheap_ones(Arc::clone(&history), Arc::clone(&stop)));
 
     let mut sessions = BTreeMap::new();
     for number in 0..FAULTS {
@@ -135,7 +136,10 @@ async fn every_acknowledged_command_has_exactly_one_outcome_whatever_the_broker_
         say(&format!("injected: {what}"));
     }
     stop.store(true, Ordering::Relaxed);
-    let sent = sender.await??;
+    let sent = sender
+        .join_next()
+        .await
+        .context("the sender has ended")???;
 
     for id in sessions.keys() {
         let id = id.to_string();

@@ -203,7 +203,7 @@ async fn a_third_party_cannot_put_messages_into_the_queues_of_our_services() -> 
     ] {
         let forged = OutgoingMessage {
             destination: Destination::Queue(queue.clone()),
-            message_id: uuid::Uuid::now_v7().to_string(),
+            message_id: common::env::Env::system().event_id().to_string(),
             type_name: "io.pginstant.mount.ready.v1".to_owned(),
             correlation_id: None,
             reply_to: None,

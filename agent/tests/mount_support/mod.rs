@@ -155,7 +155,13 @@ impl Drop for Fixture {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let log = std::fs::read_to_string(self.place.log_directory().join("agent.log"));
-            println!("agent's log:\n{}", log.unwrap_or_default());
+            #[allow(
+                clippy::print_stdout,
+                reason = "a failed test tells what the agent said"
+            )]
+            {
+                println!("agent's log:\n{}", log.unwrap_or_default());
+            }
         }
         if let Some(server) = &self.server {
             server.stop.store(true, Ordering::Relaxed);
