@@ -24,7 +24,7 @@ have() { command -v "$1" >/dev/null 2>&1; }
 missing_packages() {
     local package there
     there=$(dpkg-query -W -f '${db:Status-Status} ${Package} ${Provides}\n' 2>/dev/null | sed -n 's/^installed //p' |
-        sed 's/([^)]*)//g' | tr -s ', ' '\n\n')
+        sed 's/([^)]*)//g' | tr -s ', ' '\n')
     for package in "$@"; do
         grep -qxF -- "$package" <<<"$there" || printf '%s\n' "$package"
     done
