@@ -50,6 +50,8 @@ pub enum ErrorCode {
     PostgresqlNotFound,
     /// Somebody listens on the port already.
     PortInUse,
+    /// A directory that is to be filled holds something already.
+    DirectoryNotEmpty,
     /// A volume has not enough free space.
     NotEnoughSpace,
     /// The mount could not be made or has gone.
@@ -60,6 +62,10 @@ pub enum ErrorCode {
     InstanceFailed,
     /// Recovery did not reach a consistent state.
     RecoveryFailed,
+    /// Copying the published instance to its final place failed, or its standby ended.
+    ReplicationFailed,
+    /// The switchover could not be carried out; the published instance goes on.
+    SwitchoverFailed,
     /// Something took longer than its limit.
     TimedOut,
     /// The broker cannot be reached or refused something.
@@ -87,10 +93,11 @@ impl ErrorCode {
             | UnknownSession | NotPossibleNow | UnknownRepository | UnknownBackup
             | UnknownTarget | CorruptBackup | UnsupportedBackup | AgentMismatch | UnknownOsUser
             | PermissionDenied | FuseUnavailable | PostgresqlNotFound | PortInUse
-            | NotEnoughSpace | TopologyMismatch | InvalidConfiguration | Internal => true,
+            | DirectoryNotEmpty | NotEnoughSpace | TopologyMismatch | InvalidConfiguration
+            | Internal => true,
             UnreadableBackup | TargetUnreachable | MountFailed | CacheInUse | InstanceFailed
-            | RecoveryFailed | TimedOut | BrokerUnavailable | ServiceUnavailable
-            | JournalFailed | IoFailed => false,
+            | RecoveryFailed | ReplicationFailed | SwitchoverFailed | TimedOut
+            | BrokerUnavailable | ServiceUnavailable | JournalFailed | IoFailed => false,
         }
     }
 
@@ -98,7 +105,8 @@ impl ErrorCode {
     pub fn exit_code(self) -> u8 {
         use ErrorCode::*;
         match self {
-            InstanceFailed | RecoveryFailed | MountFailed => 1,
+            InstanceFailed | RecoveryFailed | ReplicationFailed | SwitchoverFailed
+            | MountFailed => 1,
             InvalidField => 64,
             MalformedMessage | MessageTooLarge | UnknownMessageType | UnknownSession
             | UnknownRepository | UnknownBackup | UnknownTarget | CorruptBackup
@@ -106,7 +114,7 @@ impl ErrorCode {
             TargetUnreachable | BrokerUnavailable | ServiceUnavailable | PostgresqlNotFound
             | FuseUnavailable => 69,
             AgentMismatch | JournalFailed | Internal => 70,
-            CacheInUse | NotEnoughSpace | PortInUse => 73,
+            CacheInUse | DirectoryNotEmpty | NotEnoughSpace | PortInUse => 73,
             IoFailed => 74,
             NotPossibleNow | TimedOut => 75,
             UnknownOsUser | PermissionDenied => 77,

@@ -2,6 +2,8 @@
 //!
 //! No request carries a shell string, and none carries a secret. All of them are idempotent.
 
+mod recovery;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -9,6 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{OsUser, SessionId};
 use crate::problem::Problem;
+
+pub use recovery::{
+    ControlPosition, FinalPlace, Positions, RecoveryAction, RecoveryRequest, RecoveryResponse,
+    Replace, ReplicationStatus, SetAside, StandbyStatus,
+};
 
 /// Version of this protocol: both sides must say the same, since the agent is brought along by the services.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -223,6 +230,8 @@ pub enum Request {
         /// The statement; at most 1,000 rows of text come back.
         sql: String,
     },
+    /// Something for an instant recovery. Answered by [`Response::Recovery`].
+    Recovery(Box<RecoveryRequest>),
 }
 
 /// What the hand answers.
@@ -255,6 +264,8 @@ pub enum Response {
     Instance(InstanceStatus),
     /// Rows of text; `None` is NULL.
     Rows(Vec<Vec<Option<String>>>),
+    /// What came of a request for an instant recovery.
+    Recovery(RecoveryResponse),
 }
 
 /// Facts about a target host.
