@@ -13,14 +13,19 @@ mod internal;
 mod payload;
 mod query;
 
-pub use command::{Cancel, Command, MountFiles, Publish, Retry, Unpublish};
+pub use command::{
+    Cancel, Command, FinalLocation, MountFiles, Publish, Recover, RecoverSession, Retry,
+    Switchover, SwitchoverMode, SwitchoverOrder, Unpublish,
+};
 pub use envelope::{
     CONTENT_TYPE, CONTRACT_VERSION, ContractError, Envelope, Limits, RawEnvelope, TraceParent,
 };
 pub use event::{
     Accepted, Cancelled, Cancelling, CommandRejected, Completed, Event, EventBody, EventHead,
-    Failed, Mounted, Published, RetriesExhausted, Retrying, Severity, StepFinished, StepProgress,
-    StepStarted, StepTiming, Unpublishing, Waiting, Warning, WarningCleared, WarningCode,
+    Failed, Lag, Mounted, Published, ReadyForSwitchover, ReplicationLag, RetriesExhausted,
+    Retrying, Severity, StepFinished, StepProgress, StepStarted, StepTiming, SwitchedOver,
+    SwitchingOver, SwitchoverChanged, SwitchoverFailed, Unpublishing, Waiting, Warning,
+    WarningCleared, WarningCode,
 };
 pub use internal::{
     Internal, MountFailed, MountLost, MountReady, MountRelease, MountReleased, MountRequest,
@@ -29,8 +34,8 @@ pub use internal::{
 pub use payload::{Payload, PayloadDoc};
 pub use query::{
     BackupList, BackupListed, BackupsQuery, HostCheck, HostCheckLine, HostCheckQuery,
-    HostCheckState, ListedRestoreInterval, Query, Refused, Reply, SessionDetail, SessionList,
-    SessionLogLine, SessionQuery, SessionSummary, SessionsQuery,
+    HostCheckState, ListedRestoreInterval, Query, RecoveryDetail, Refused, Reply, SessionDetail,
+    SessionList, SessionLogLine, SessionQuery, SessionSummary, SessionsQuery,
 };
 
 pub use session_words::{SessionKind, SessionStatus, Step};

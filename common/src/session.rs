@@ -3,6 +3,7 @@
 //! It knows no clock, bus, file or database; the journal keeps its states and an executor carries out its effects. What must stay true:
 //! - at most one activity (step, undo or watch) of a session lives, fenced by the epoch: an answer from another epoch changes nothing;
 //! - once users may have written something, only `cancel` and `unpublish` release the write cache;
+//! - a switchover goes back until both instances are shown to be equal, and forward only from then on;
 //! - an undo is never given up, and covers exactly what was begun: a step that was running counts as done;
 //! - a restart of the service spends no attempt.
 
@@ -11,6 +12,9 @@ mod effect;
 mod input;
 #[cfg(test)]
 mod model;
+mod recovery;
+#[cfg(test)]
+mod recovery_table;
 #[cfg(test)]
 mod table;
 
@@ -19,19 +23,20 @@ pub use effect::{Effect, Undo};
 pub use input::{Accept, Input, Refusal, StepOutcome};
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::agent::hand::{InstanceOptions, SessionPlace};
+use crate::agent::hand::{InstanceOptions, Replace, SessionPlace};
 use crate::ids::{BackupLabel, RepositoryName, SessionId, TargetName};
 use crate::messages::{
-    MountReady, Mounted, Published, SessionKind, SessionStatus, Step, StepTiming, Warning,
-    WarningCode,
+    Lag, MountReady, Mounted, Published, SessionKind, SessionStatus, Step, StepTiming,
+    SwitchedOver, SwitchoverMode, Warning, WarningCode,
 };
 use crate::problem::Problem;
 
 /// How often and how soon a kind of session tries again by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RetryPolicy {
     /// How many automatic retries there are; 0 means that someone must ask for each.
     pub automatic_max: u32,
@@ -65,6 +70,35 @@ pub struct SessionSpec {
     pub port: Option<u16>,
     /// Why, as the sender said.
     pub reason: Option<String>,
+    /// Where the instance is to stay, for recoveries.
+    #[serde(default)]
+    pub recovery: Option<RecoverySpec>,
+}
+
+/// Where a recovered instance is to stay.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RecoverySpec {
+    /// Data directory, absolute.
+    pub data_directory: PathBuf,
+    /// Directory of a tablespace by its oid, absolute; where it was on the original when absent.
+    pub tablespaces: BTreeMap<u32, PathBuf>,
+    /// What may be done about directories that are not empty.
+    pub replace: Replace,
+    /// How far behind a standby may be that counts as in step, in bytes.
+    pub lag_max_bytes: u64,
+}
+
+/// The instance that stays.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FinalInstance {
+    /// Host to connect to.
+    pub host: String,
+    /// PostgreSQL's version, as `server_version` says it.
+    pub version: String,
+    /// The timeline that it writes.
+    pub timeline: u32,
+    /// How the host starts it.
+    pub manager: String,
 }
 
 /// Whether somebody may have written something that is only in the write cache.
@@ -85,6 +119,12 @@ pub struct Made {
     pub mount: bool,
     /// The PostgreSQL instance.
     pub instance: bool,
+    /// What was in the final directories, moved aside.
+    #[serde(default)]
+    pub set_aside: bool,
+    /// A copy or a standby in the final directories.
+    #[serde(default)]
+    pub standby: bool,
 }
 
 /// Why everything is being undone.
@@ -94,6 +134,8 @@ pub enum UndoReason {
     Cancel,
     /// `unpublish`.
     Unpublish,
+    /// The switchover is done, and what served until then is not needed any more.
+    SwitchedOver,
     /// A problem that no retry can mend.
     Failure {
         /// The step that failed.
@@ -138,7 +180,7 @@ pub enum Phase {
 /// How a session ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Ending {
-    /// Unpublished.
+    /// Unpublished, or switched over.
     Completed,
     /// Cancelled.
     Cancelled,
@@ -186,16 +228,37 @@ pub struct SessionState {
     pub mounted: Option<Mounted>,
     /// Warnings that hold.
     pub warnings: BTreeMap<WarningCode, String>,
+    /// What only recoveries know.
+    #[serde(default)]
+    pub recovery: RecoveryState,
+}
+
+/// What is known about the recovery of a session.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RecoveryState {
+    /// When it is switched over.
+    pub switchover: SwitchoverMode,
+    /// How far the standby was behind when it was last looked at.
+    pub lag: Option<Lag>,
+    /// How much was copied, in bytes.
+    pub copied_bytes: u64,
+    /// Whether both instances were shown to be equal: nothing goes back any more.
+    pub is_final: bool,
+    /// Why the running [`Step::Thaw`] goes back.
+    pub going_back: Option<(Step, Problem)>,
+    /// What came of the switchover.
+    pub switched_over: Option<SwitchedOver>,
 }
 
 impl SessionState {
     /// The status as people know it.
     pub fn status(&self) -> SessionStatus {
         match &self.phase {
-            Phase::Running { .. } => SessionStatus::Publishing,
+            Phase::Running { step } => recovery::status_in(*step),
             Phase::Established => match self.spec.kind {
                 SessionKind::Publish => SessionStatus::Published,
                 SessionKind::Mount => SessionStatus::Mounted,
+                SessionKind::Recover => SessionStatus::ReadyForSwitchover,
             },
             Phase::Waiting { next_attempt, .. } => match next_attempt {
                 Some(_) => SessionStatus::WaitingForRetry,
@@ -205,6 +268,7 @@ impl SessionState {
                 // There is no word of its own for cleaning up after a failure; the problem beside it tells the difference.
                 UndoReason::Cancel | UndoReason::Failure { .. } => SessionStatus::Cancelling,
                 UndoReason::Unpublish => SessionStatus::Unpublishing,
+                UndoReason::SwitchedOver => SessionStatus::SwitchingOver,
             },
             Phase::Ended(ending) => match ending {
                 Ending::Completed => SessionStatus::Completed,
@@ -231,7 +295,7 @@ impl SessionState {
             | Phase::Ended(Ending::Failed { step, .. }) => *step,
             Phase::Established
             | Phase::Undoing {
-                reason: UndoReason::Cancel | UndoReason::Unpublish,
+                reason: UndoReason::Cancel | UndoReason::Unpublish | UndoReason::SwitchedOver,
                 ..
             }
             | Phase::Ended(Ending::Completed | Ending::Cancelled) => None,
@@ -250,7 +314,7 @@ impl SessionState {
             Phase::Running { .. }
             | Phase::Established
             | Phase::Undoing {
-                reason: UndoReason::Cancel | UndoReason::Unpublish,
+                reason: UndoReason::Cancel | UndoReason::Unpublish | UndoReason::SwitchedOver,
                 ..
             }
             | Phase::Ended(Ending::Completed | Ending::Cancelled) => None,

@@ -1,5 +1,9 @@
 //! Commands: what people and third parties ask for. Sent to `mount.<server>`; session commands name their session in `subject`.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +18,9 @@ payloads! {
         Unpublish = "io.pginstant.command.unpublish.v1",
         Cancel = "io.pginstant.command.cancel.v1",
         Retry = "io.pginstant.command.retry.v1",
+        Recover = "io.pginstant.command.recover.v1",
+        RecoverSession = "io.pginstant.command.recover_session.v1",
+        Switchover = "io.pginstant.command.switchover.v1",
     }
 }
 
@@ -21,7 +28,9 @@ impl Command {
     /// The existing session that the command is about, if it is about one.
     pub fn session(&self) -> Option<SessionId> {
         match self {
-            Command::Publish(_) | Command::MountFiles(_) => None,
+            Command::Publish(_) | Command::MountFiles(_) | Command::Recover(_) => None,
+            Command::RecoverSession(command) => Some(command.session_id),
+            Command::Switchover(command) => Some(command.session_id),
             Command::Unpublish(command) => Some(command.session_id),
             Command::Cancel(command) => Some(command.session_id),
             Command::Retry(command) => Some(command.session_id),
@@ -84,4 +93,110 @@ pub struct Cancel {
 pub struct Retry {
     /// The session.
     pub session_id: SessionId,
+}
+
+/// Where a recovered instance is to stay, and when it goes there.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub struct FinalLocation {
+    /// Data directory on the target, absolute.
+    pub data_directory: PathBuf,
+    /// Directory of a tablespace by its oid, absolute; where it was on the original when absent.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tablespaces: BTreeMap<u32, PathBuf>,
+    /// What is in these directories may be moved aside (to `<directory>.before-<session>`, never deleted), and a PostgreSQL that
+    /// runs there stopped. Without it they must be empty.
+    #[serde(default)]
+    pub replace: bool,
+    /// When it is switched over.
+    #[serde(default)]
+    pub switchover: SwitchoverMode,
+}
+
+/// When a switchover begins.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
+#[serde(tag = "mode", rename_all = "snake_case")]
+pub enum SwitchoverMode {
+    /// As soon as the standby is in step.
+    Auto,
+    /// When someone asks for it.
+    #[default]
+    Manual,
+    /// At a time, or as soon as the standby is in step after it.
+    At {
+        /// The time.
+        at: Timestamp,
+    },
+}
+
+/// An instant recovery: publish at the final port at once, replicate behind that to the final place, then switch over without losing a
+/// commit. The session has this command's `id` as its id.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Recover {
+    /// The repository, by its name in the mount server's configuration.
+    pub repository: RepositoryName,
+    /// The backup; the newest one when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupLabel>,
+    /// The target, by its name in the mount server's configuration.
+    pub target: TargetName,
+    /// TCP port of the instance, from the first moment to the last, 1 to 65535; the target's default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<u16>,
+    /// Where it is to stay.
+    pub location: FinalLocation,
+    /// Why, for the session's history. At most 500 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 500))]
+    pub reason: Option<String>,
+}
+
+/// Turn a published session into an instant recovery; what users wrote is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RecoverSession {
+    /// The session, which must be published.
+    pub session_id: SessionId,
+    /// Where the instance is to stay.
+    pub location: FinalLocation,
+}
+
+/// Switch over now, or change when it is to happen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Switchover {
+    /// The session.
+    pub session_id: SessionId,
+    /// What is wanted.
+    pub order: SwitchoverOrder,
+}
+
+/// What may be asked of a switchover.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(tag = "mode", rename_all = "snake_case")]
+pub enum SwitchoverOrder {
+    /// Begin now; refused unless the session is ready for it.
+    Now,
+    /// Begin as soon as the standby is in step.
+    Auto,
+    /// Wait for an order.
+    Manual,
+    /// Begin at a time.
+    At {
+        /// The time.
+        at: Timestamp,
+    },
 }

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::SwitchoverMode;
 use super::payload::payloads;
 use super::{ContractError, Payload, PayloadDoc, SessionKind, SessionStatus, Step};
 use crate::ids::{BackupLabel, CommandId, RepositoryName, ServerName, TargetName};
@@ -61,6 +62,12 @@ payloads! {
         StepFinished = "io.pginstant.session.step_finished.v1",
         Published = "io.pginstant.session.published.v1",
         Mounted = "io.pginstant.session.mounted.v1",
+        ReadyForSwitchover = "io.pginstant.session.ready_for_switchover.v1",
+        ReplicationLag = "io.pginstant.session.replication_lag.v1",
+        SwitchoverChanged = "io.pginstant.session.switchover_changed.v1",
+        SwitchingOver = "io.pginstant.session.switching_over.v1",
+        SwitchoverFailed = "io.pginstant.session.switchover_failed.v1",
+        SwitchedOver = "io.pginstant.session.switched_over.v1",
         Waiting = "io.pginstant.session.waiting.v1",
         RetriesExhausted = "io.pginstant.session.retries_exhausted.v1",
         Retrying = "io.pginstant.session.retrying.v1",
@@ -237,6 +244,96 @@ pub struct Mounted {
     pub data_directory: PathBuf,
     /// The backup.
     pub backup: BackupLabel,
+    /// Each step's duration.
+    pub steps: Vec<StepTiming>,
+}
+
+/// How far the standby is behind the published instance.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
+pub struct Lag {
+    /// WAL between what the published instance has flushed and what the standby has replayed, in bytes.
+    pub bytes: u64,
+    /// Age of the last replayed change, in milliseconds; 0 when nothing is left to replay.
+    pub ms: u64,
+}
+
+/// The standby is in step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ReadyForSwitchover {
+    /// How far it is behind.
+    pub lag: Lag,
+    /// When the switchover will begin.
+    pub switchover: SwitchoverMode,
+    /// Each step's duration.
+    pub steps: Vec<StepTiming>,
+}
+
+/// How far the standby is behind, while the session is ready for its switchover. At most one in ten seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ReplicationLag {
+    /// How far.
+    pub lag: Lag,
+}
+
+/// Someone changed when the switchover will begin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SwitchoverChanged {
+    /// When.
+    pub switchover: SwitchoverMode,
+}
+
+/// The switchover begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SwitchingOver {
+    /// Whether someone asked for it now; else its time had come.
+    pub manual: bool,
+}
+
+/// The switchover failed before anything was final; the published instance takes writes again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SwitchoverFailed {
+    /// The step that failed.
+    pub step: Step,
+    /// Why.
+    pub problem: Problem,
+}
+
+/// The instance runs from its final place, on a timeline of its own; the mount is still to be removed.
+#[derive(
+    Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+pub struct SwitchedOver {
+    /// Host to connect to.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+    /// Data directory.
+    pub data_directory: PathBuf,
+    /// PostgreSQL's version, as `server_version` says it.
+    pub version: String,
+    /// The timeline that the instance writes.
+    pub timeline: u32,
+    /// How it was started, and is to be started from now on: `pg_ctlcluster 15 main start`.
+    pub manager: String,
+    /// How long nobody could write, in milliseconds.
+    pub without_writes_ms: u64,
+    /// How long nobody could connect, in milliseconds.
+    pub without_service_ms: u64,
+    /// How much was copied, in bytes.
+    pub copied_bytes: u64,
     /// Each step's duration.
     pub steps: Vec<StepTiming>,
 }

@@ -1,5 +1,6 @@
 //! Messages between mount-svc and recovery-svc, sent through the default exchange to the other's queue.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
@@ -73,6 +74,12 @@ pub struct MountReady {
     /// WAL position at which the backup is consistent, `X/X`, if the backup says so.
     #[serde(default)]
     pub end_lsn: Option<String>,
+    /// Size of the backup's files, in bytes.
+    #[serde(default)]
+    pub size_bytes: u64,
+    /// Where each tablespace was on the original, by its oid.
+    #[serde(default)]
+    pub tablespaces: BTreeMap<u32, PathBuf>,
     /// Whether the kernel serves local files by itself (FUSE passthrough).
     pub passthrough: bool,
     /// Why not, when it does not.

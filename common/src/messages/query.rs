@@ -1,11 +1,14 @@
 //! Queries and their replies: asked with `reply_to` and a correlation id, answered at once, kept nowhere.
 //! `backups` goes to `mount.<server>`; `sessions`, `session` and `host_check` go to `recovery.<server>`.
 
+use std::path::PathBuf;
+
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::event::{Mounted, Published, StepTiming, Waiting, Warning};
+use super::SwitchoverMode;
+use super::event::{Lag, Mounted, Published, StepTiming, SwitchedOver, Waiting, Warning};
 use super::payload::payloads;
 use super::{SessionKind, SessionStatus, Step};
 use crate::ids::{BackupLabel, OsUser, RepositoryName, ServerName, SessionId, TargetName};
@@ -164,6 +167,9 @@ pub struct SessionDetail {
     /// Where it is, when files are mounted.
     #[serde(default)]
     pub mounted: Option<Mounted>,
+    /// How its recovery stands, for sessions of kind `recover`.
+    #[serde(default)]
+    pub recovery: Option<RecoveryDetail>,
     /// What it waits for.
     #[serde(default)]
     pub waiting: Option<Waiting>,
@@ -174,6 +180,21 @@ pub struct SessionDetail {
     pub reason: Option<String>,
     /// Its latest events, oldest first; at most 200.
     pub log: Vec<SessionLogLine>,
+}
+
+/// How an instant recovery stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RecoveryDetail {
+    /// Where the instance is to stay.
+    pub data_directory: PathBuf,
+    /// When it is switched over.
+    pub switchover: SwitchoverMode,
+    /// How far the standby was behind when it was last looked at.
+    #[serde(default)]
+    pub lag: Option<Lag>,
+    /// What came of the switchover.
+    #[serde(default)]
+    pub switched_over: Option<SwitchedOver>,
 }
 
 /// One line of a session's log.

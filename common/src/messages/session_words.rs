@@ -15,6 +15,8 @@ pub enum SessionKind {
     Publish,
     /// The files of a backup mounted, no PostgreSQL started.
     Mount,
+    /// An instant recovery: published at once, replicated to its final place behind that, switched over.
+    Recover,
 }
 
 impl SessionKind {
@@ -23,6 +25,7 @@ impl SessionKind {
         match self {
             SessionKind::Publish => "publish",
             SessionKind::Mount => "mount",
+            SessionKind::Recover => "recover",
         }
     }
 }
@@ -44,6 +47,17 @@ pub enum SessionStatus {
     Published,
     /// The files are mounted (sessions of kind `mount`).
     Mounted,
+    /// Users work in the published instance; `pg_basebackup` copies it to its final place (sessions of kind `recover`).
+    Replicating,
+    /// The standby streams and is not in step yet.
+    #[serde(rename = "Catching up")]
+    CatchingUp,
+    /// The standby is in step: the switchover may begin.
+    #[serde(rename = "Ready for switchover")]
+    ReadyForSwitchover,
+    /// The standby is being made the instance that stays.
+    #[serde(rename = "Switching over")]
+    SwitchingOver,
     /// A step failed; it is tried again by itself at a known time.
     #[serde(rename = "Waiting for retry")]
     WaitingForRetry,
@@ -56,7 +70,7 @@ pub enum SessionStatus {
     Unpublishing,
     /// Ended: it failed for a reason that no retry can mend, and what was made is undone.
     Failed,
-    /// Ended: unpublished.
+    /// Ended: unpublished, or switched over.
     Completed,
     /// Ended: cancelled.
     Cancelled,
@@ -69,6 +83,10 @@ impl SessionStatus {
             SessionStatus::Publishing => "Publishing",
             SessionStatus::Published => "Published",
             SessionStatus::Mounted => "Mounted",
+            SessionStatus::Replicating => "Replicating",
+            SessionStatus::CatchingUp => "Catching up",
+            SessionStatus::ReadyForSwitchover => "Ready for switchover",
+            SessionStatus::SwitchingOver => "Switching over",
             SessionStatus::WaitingForRetry => "Waiting for retry",
             SessionStatus::WaitingForManualRetry => "Waiting for manual retry",
             SessionStatus::Cancelling => "Cancelling",
@@ -110,10 +128,32 @@ pub enum Step {
     Start,
     /// PostgreSQL recovers until it accepts reads and writes.
     Recover,
+    /// What is in the final directories is moved aside, after a PostgreSQL that runs there was stopped.
+    SetAside,
+    /// `pg_basebackup` copies the published instance to its final place.
+    Replicate,
+    /// The copy is started as a standby that streams from the published instance.
+    StartStandby,
+    /// The standby comes into step.
+    CatchUp,
+    /// The published instance takes no more writes, and the standby has them all.
+    Freeze,
+    /// The published instance is stopped.
+    StopPublished,
+    /// The standby is stopped.
+    StopStandby,
+    /// Both are shown to stand at the same position. Until here everything can go back; from here on it goes forward only.
+    Compare,
+    /// The standby's directory becomes an instance of its own, with the original's configuration.
+    Settle,
+    /// It is started the way the host starts PostgreSQL.
+    StartFinal,
+    /// A switchover that failed goes back: the published instance takes writes again.
+    Thaw,
 }
 
 impl Step {
-    /// The steps of a kind of session, in order.
+    /// The steps of a kind of session, in order. [`Step::Thaw`] is in none: it is where a failed switchover goes back.
     pub fn of(kind: SessionKind) -> &'static [Step] {
         match kind {
             SessionKind::Publish => &[
@@ -124,6 +164,23 @@ impl Step {
                 Step::Recover,
             ],
             SessionKind::Mount => &[Step::Validate, Step::Mount],
+            SessionKind::Recover => &[
+                Step::Validate,
+                Step::Mount,
+                Step::SetAside,
+                Step::Prepare,
+                Step::Start,
+                Step::Recover,
+                Step::Replicate,
+                Step::StartStandby,
+                Step::CatchUp,
+                Step::Freeze,
+                Step::StopPublished,
+                Step::StopStandby,
+                Step::Compare,
+                Step::Settle,
+                Step::StartFinal,
+            ],
         }
     }
 
@@ -135,6 +192,17 @@ impl Step {
             Step::Prepare => "prepare",
             Step::Start => "start",
             Step::Recover => "recover",
+            Step::SetAside => "set_aside",
+            Step::Replicate => "replicate",
+            Step::StartStandby => "start_standby",
+            Step::CatchUp => "catch_up",
+            Step::Freeze => "freeze",
+            Step::StopPublished => "stop_published",
+            Step::StopStandby => "stop_standby",
+            Step::Compare => "compare",
+            Step::Settle => "settle",
+            Step::StartFinal => "start_final",
+            Step::Thaw => "thaw",
         }
     }
 }

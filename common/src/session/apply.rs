@@ -1,15 +1,15 @@
 //! The transitions.
 
 use crate::messages::{
-    Accepted, Cancelled, Cancelling, Completed, EventBody, Failed, Mounted, RetriesExhausted,
-    Retrying, SessionKind, Severity, Step, StepFinished, StepProgress, StepStarted, StepTiming,
-    Unpublishing, Waiting, Warning, WarningCleared, WarningCode,
+    Accepted, Cancelled, Cancelling, Completed, EventBody, Failed, Mounted, ReadyForSwitchover,
+    RetriesExhausted, Retrying, SessionKind, Severity, Step, StepFinished, StepProgress,
+    StepStarted, StepTiming, Unpublishing, Waiting, Warning, WarningCleared, WarningCode,
 };
 use crate::problem::Problem;
 
 use super::{
-    Accept, Changes, Effect, Ending, Input, Made, Phase, Refusal, SessionState, StepOutcome, Undo,
-    UndoReason,
+    Accept, Changes, Effect, Ending, Input, Made, Phase, RecoveryState, Refusal, SessionState,
+    StepOutcome, Undo, UndoReason, recovery,
 };
 
 /// Longest wait between two tries of an undo, in seconds.
@@ -50,6 +50,10 @@ pub fn accept(accept: Accept) -> (SessionState, Vec<Effect>) {
         published: None,
         mounted: None,
         warnings: Default::default(),
+        recovery: RecoveryState {
+            switchover: accept.switchover,
+            ..RecoveryState::default()
+        },
     };
     begin_step(&mut state, &mut effects, first);
     (state, effects)
@@ -84,7 +88,7 @@ pub fn apply(state: &SessionState, input: Input) -> Result<(SessionState, Vec<Ef
                         Changes::Possible
                     };
                 }
-                fail(&mut state, &mut effects, Some(step), problem);
+                recovery::step_failed(&mut state, &mut effects, step, problem);
             }
         }
         Input::Progress {
@@ -126,6 +130,29 @@ pub fn apply(state: &SessionState, input: Input) -> Result<(SessionState, Vec<Ef
                 lose(&mut state, &mut effects, None, problem);
             }
         }
+        Input::StandbyLost { epoch, problem } => {
+            if state.phase == Phase::Established && epoch == state.epoch {
+                lose(&mut state, &mut effects, Some(Step::StartStandby), problem);
+            }
+        }
+        Input::LagSeen { epoch, lag } => {
+            if state.phase == Phase::Established && epoch == state.epoch {
+                recovery::lag_seen(&mut state, &mut effects, lag);
+            }
+        }
+        Input::SwitchoverDue { epoch } => {
+            if state.phase == Phase::Established && epoch == state.epoch {
+                recovery::begin_if_due(&mut state, &mut effects);
+            }
+        }
+        Input::Switchover(order) => recovery::order(&mut state, &mut effects, order)?,
+        Input::Recover {
+            recovery,
+            switchover,
+            retry,
+        } => {
+            recovery::promote(&mut state, &mut effects, (*recovery, switchover, retry))?;
+        }
         Input::MountLost { epoch, problem } => mount_lost(&mut state, &mut effects, epoch, problem),
         Input::MountWarning { code, text } => {
             if !state.is_ended() {
@@ -140,11 +167,11 @@ pub fn apply(state: &SessionState, input: Input) -> Result<(SessionState, Vec<Ef
     Ok((state, effects))
 }
 
-fn emit(effects: &mut Vec<Effect>, severity: Severity, body: impl Into<EventBody>) {
+pub(super) fn emit(effects: &mut Vec<Effect>, severity: Severity, body: impl Into<EventBody>) {
     effects.push(Effect::Emit(body.into(), severity));
 }
 
-fn first_step(kind: SessionKind) -> Step {
+pub(super) fn first_step(kind: SessionKind) -> Step {
     Step::of(kind).first().copied().unwrap_or(Step::Validate)
 }
 
@@ -159,7 +186,7 @@ fn next_step(kind: SessionKind, step: Step) -> Option<Step> {
 /// The step from whose beginning on somebody may write into the write cache.
 fn opening_step(kind: SessionKind) -> Step {
     match kind {
-        SessionKind::Publish => Step::Start,
+        SessionKind::Publish | SessionKind::Recover => Step::Start,
         SessionKind::Mount => Step::Mount,
     }
 }
@@ -169,13 +196,26 @@ fn is_running(state: &SessionState, step: Step, epoch: u64) -> bool {
 }
 
 /// Puts a step into the state as running and has it run: what it makes counts as made from now on.
-fn begin_step(state: &mut SessionState, effects: &mut Vec<Effect>, step: Step) {
+pub(super) fn begin_step(state: &mut SessionState, effects: &mut Vec<Effect>, step: Step) {
     state.epoch += 1;
     state.phase = Phase::Running { step };
     match step {
         Step::Mount => state.made.mount = true,
         Step::Start => state.made.instance = true,
-        Step::Validate | Step::Prepare | Step::Recover => {}
+        Step::SetAside => state.made.set_aside = true,
+        Step::Replicate => state.made.standby = true,
+        Step::Validate
+        | Step::Prepare
+        | Step::Recover
+        | Step::StartStandby
+        | Step::CatchUp
+        | Step::Freeze
+        | Step::StopPublished
+        | Step::StopStandby
+        | Step::Compare
+        | Step::Settle
+        | Step::StartFinal
+        | Step::Thaw => {}
     }
     if step == opening_step(state.spec.kind) {
         state.changes = match state.changes {
@@ -206,6 +246,12 @@ fn finish_step(
         StepOutcome::Mounted(ready) => state.mount = Some(*ready),
         StepOutcome::Prepared(instance) => state.instance = Some(*instance),
         StepOutcome::Recovered(published) => state.published = Some(*published),
+        StepOutcome::Replicated { bytes } => state.recovery.copied_bytes = bytes,
+        StepOutcome::CaughtUp(lag) => state.recovery.lag = Some(lag),
+        StepOutcome::Final(instance) => recovery::note_final(state, effects, *instance),
+    }
+    if recovery::step_finished(state, effects, step) {
+        return;
     }
     match next_step(state.spec.kind, step) {
         Some(next) => begin_step(state, effects, next),
@@ -213,7 +259,7 @@ fn finish_step(
     }
 }
 
-fn establish(state: &mut SessionState, effects: &mut Vec<Effect>) {
+pub(super) fn establish(state: &mut SessionState, effects: &mut Vec<Effect>) {
     state.epoch += 1;
     state.phase = Phase::Established;
     state.ever_established = true;
@@ -238,13 +284,31 @@ fn establish(state: &mut SessionState, effects: &mut Vec<Effect>) {
                 emit(effects, Severity::Info, mounted);
             }
         }
+        SessionKind::Recover => {
+            let ready = ReadyForSwitchover {
+                lag: state.recovery.lag.unwrap_or_default(),
+                switchover: state.recovery.switchover,
+                steps: state.timings.clone(),
+            };
+            emit(effects, Severity::Info, ready);
+            if recovery::begin_at_once(state, effects) {
+                return;
+            }
+        }
     }
     effects.push(Effect::Watch { epoch: state.epoch });
 }
 
 /// Decides what a failure means: undo all where nothing can be lost and no retry helps, else keep all and wait.
-fn fail(state: &mut SessionState, effects: &mut Vec<Effect>, step: Option<Step>, problem: Problem) {
-    state.published = None;
+pub(super) fn fail(
+    state: &mut SessionState,
+    effects: &mut Vec<Effect>,
+    step: Option<Step>,
+    problem: Problem,
+) {
+    if !recovery::still_serves(state, &problem) {
+        state.published = None;
+    }
     state.mounted = None;
     if problem.is_permanent() && state.changes == Changes::Impossible {
         begin_undo(state, effects, UndoReason::Failure { step, problem });
@@ -303,7 +367,20 @@ fn mount_lost(state: &mut SessionState, effects: &mut Vec<Effect>, epoch: u64, p
         Phase::Running { step } => match step {
             // These make the mount anew anyway.
             Step::Validate | Step::Mount => {}
-            Step::Prepare | Step::Start | Step::Recover => {
+            // These need it no more.
+            Step::Settle | Step::StartFinal => {}
+            Step::SetAside
+            | Step::Prepare
+            | Step::Start
+            | Step::Recover
+            | Step::Replicate
+            | Step::StartStandby
+            | Step::CatchUp
+            | Step::Freeze
+            | Step::StopPublished
+            | Step::StopStandby
+            | Step::Compare
+            | Step::Thaw => {
                 if state.changes == Changes::Opening {
                     state.changes = Changes::Possible;
                 }
@@ -341,16 +418,22 @@ fn retry_by_hand(state: &mut SessionState, effects: &mut Vec<Effect>) -> Result<
 /// Works off all steps again: each finds what an earlier attempt left and keeps it.
 fn begin_attempt(state: &mut SessionState, effects: &mut Vec<Effect>, manual: Manual) {
     state.attempt += 1;
-    state.timings.clear();
+    if !state.recovery.is_final {
+        state.timings.clear();
+    }
     let retrying = Retrying {
         attempt: state.attempt,
         manual: manual == Manual::Yes,
     };
     emit(effects, Severity::Info, retrying);
-    begin_step(state, effects, first_step(state.spec.kind));
+    let step = recovery::resumes_at(state).unwrap_or(first_step(state.spec.kind));
+    begin_step(state, effects, step);
 }
 
 fn cancel(state: &mut SessionState, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
+    if state.recovery.is_final && !state.is_ended() {
+        return Err(recovery::too_late(state));
+    }
     match &state.phase {
         // Being undone already, whatever for: a second cancel wants nothing more.
         Phase::Undoing { .. } | Phase::Ended(Ending::Cancelled) => Ok(()),
@@ -370,6 +453,9 @@ fn cancel(state: &mut SessionState, effects: &mut Vec<Effect>) -> Result<(), Ref
 }
 
 fn unpublish(state: &mut SessionState, effects: &mut Vec<Effect>) -> Result<(), Refusal> {
+    if state.spec.kind == SessionKind::Recover && !state.is_ended() {
+        return Err(recovery::not_published(state));
+    }
     match &state.phase {
         Phase::Established => effects.push(Effect::StopStep),
         Phase::Waiting { .. } if state.ever_established => {}
@@ -410,17 +496,20 @@ fn ended(state: &SessionState) -> Refusal {
     )
 }
 
-fn begin_undo(state: &mut SessionState, effects: &mut Vec<Effect>, reason: UndoReason) {
+pub(super) fn begin_undo(state: &mut SessionState, effects: &mut Vec<Effect>, reason: UndoReason) {
     state.epoch += 1;
     state.published = None;
     state.mounted = None;
-    let mut pending = Vec::new();
-    if state.made.instance {
-        pending.push(Undo::StopInstance);
-    }
-    if state.made.mount {
-        pending.push(Undo::ReleaseMount);
-    }
+    // The mount goes last: the session's directory holds what is known about the others.
+    let pending = [
+        (state.made.standby, Undo::RemoveStandby),
+        (state.made.instance, Undo::StopInstance),
+        (state.made.set_aside, Undo::PutBack),
+        (state.made.mount, Undo::ReleaseMount),
+    ]
+    .into_iter()
+    .filter_map(|(made, undo)| made.then_some(undo))
+    .collect();
     go_on_undoing(state, effects, reason, pending);
 }
 
@@ -459,7 +548,7 @@ fn end(state: &mut SessionState, effects: &mut Vec<Effect>, reason: UndoReason) 
             emit(effects, Severity::Info, Cancelled {});
             Ending::Cancelled
         }
-        UndoReason::Unpublish => {
+        UndoReason::Unpublish | UndoReason::SwitchedOver => {
             emit(effects, Severity::Info, Completed {});
             Ending::Completed
         }
@@ -488,7 +577,9 @@ fn undo_done(state: &mut SessionState, effects: &mut Vec<Effect>, what: Undo, ep
     let reason = reason.clone();
     let rest = pending.iter().copied().skip(1).collect();
     match what {
+        Undo::RemoveStandby => state.made.standby = false,
         Undo::StopInstance => state.made.instance = false,
+        Undo::PutBack => state.made.set_aside = false,
         Undo::ReleaseMount => {
             state.made.mount = false;
             state.mount = None;
@@ -522,7 +613,9 @@ fn undo_failed(
     *failures = failures.saturating_add(1);
     state.epoch += 1;
     let thing = match what {
+        Undo::RemoveStandby => "the copy in the final place could not be removed",
         Undo::StopInstance => "the instance could not be stopped",
+        Undo::PutBack => "what was set aside could not be put back",
         Undo::ReleaseMount => "the mount could not be released",
     };
     let text = format!("{thing}, it is tried again: {problem}");

@@ -7,8 +7,12 @@ use crate::messages::{EventBody, Severity, Step};
 /// One thing that can be undone; each is idempotent on the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Undo {
+    /// End the copy or the standby, and remove what was made in the final place.
+    RemoveStandby,
     /// Stop PostgreSQL.
     StopInstance,
+    /// Bring back what was set aside, and start it if it ran.
+    PutBack,
     /// Unmount and remove the session's directories, write cache included.
     ReleaseMount,
 }

@@ -2,10 +2,12 @@
 
 use crate::agent::hand::InstanceOptions;
 use crate::ids::{CommandId, SessionId};
-use crate::messages::{MountReady, Published, Step, WarningCode};
+use crate::messages::{
+    Lag, MountReady, Published, Step, SwitchoverMode, SwitchoverOrder, WarningCode,
+};
 use crate::problem::{ErrorCode, Problem};
 
-use super::{RetryPolicy, SessionSpec, Undo};
+use super::{FinalInstance, RecoverySpec, RetryPolicy, SessionSpec, Undo};
 
 /// A command that begins a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +20,8 @@ pub struct Accept {
     pub spec: SessionSpec,
     /// How often and how soon it is tried again.
     pub retry: RetryPolicy,
+    /// When it is switched over; matters to recoveries only.
+    pub switchover: SwitchoverMode,
 }
 
 /// What a step found out.
@@ -31,6 +35,15 @@ pub enum StepOutcome {
     Prepared(Box<InstanceOptions>),
     /// The instance accepts connections; the steps' durations are filled in by the machine.
     Recovered(Box<Published>),
+    /// The published instance is copied.
+    Replicated {
+        /// How much, in bytes.
+        bytes: u64,
+    },
+    /// The standby is in step.
+    CaughtUp(Lag),
+    /// The final instance runs.
+    Final(Box<FinalInstance>),
 }
 
 /// One thing that happens to a session.
@@ -104,6 +117,36 @@ pub enum Input {
         epoch: u64,
         /// What was seen.
         problem: Problem,
+    },
+    /// The standby is gone, while the published instance is there.
+    StandbyLost {
+        /// From [`super::Effect::Watch`].
+        epoch: u64,
+        /// What was seen.
+        problem: Problem,
+    },
+    /// How far the standby is behind.
+    LagSeen {
+        /// From [`super::Effect::Watch`].
+        epoch: u64,
+        /// How far.
+        lag: Lag,
+    },
+    /// The time of the switchover has come.
+    SwitchoverDue {
+        /// From [`super::Effect::Watch`].
+        epoch: u64,
+    },
+    /// Someone says when the switchover is to begin.
+    Switchover(SwitchoverOrder),
+    /// Someone makes a published session an instant recovery.
+    Recover {
+        /// Where the instance is to stay.
+        recovery: Box<RecoverySpec>,
+        /// When it is switched over.
+        switchover: SwitchoverMode,
+        /// How often and how soon it is tried again from now on.
+        retry: RetryPolicy,
     },
     /// A mount that was ready is gone; its write cache is there.
     MountLost {

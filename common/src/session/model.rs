@@ -8,6 +8,7 @@ use stateright::{Checker, Model, Property};
 
 use super::table::{begin, outcome, permanent, temporary};
 use super::*;
+use crate::messages::SwitchoverOrder;
 
 /// An activity of the executor.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,6 +28,12 @@ struct World {
     /// Epoch of the request that made the mount.
     mount_made_in: u64,
     instance: bool,
+    /// The published instance takes no writes.
+    frozen: bool,
+    standby: bool,
+    /// Both were seen at the same position, and nobody wrote since.
+    equal: bool,
+    final_runs: bool,
     user_wrote: bool,
     user_gave_up: bool,
     begun: BTreeSet<Undo>,
@@ -81,6 +88,10 @@ impl Machine {
             mount: false,
             mount_made_in: 0,
             instance: false,
+            frozen: false,
+            standby: false,
+            equal: false,
+            final_runs: false,
             user_wrote: false,
             user_gave_up: false,
             begun: BTreeSet::new(),
@@ -101,6 +112,10 @@ impl Machine {
 
 impl World {
     fn input(&mut self, input: Input) {
+        let is_command = matches!(
+            input,
+            Input::Cancel | Input::Unpublish | Input::Retry | Input::Switchover(_)
+        );
         let was_ended = self.session.is_ended();
         let is_automatic = matches!(input, Input::RetryDue { .. });
         match apply(&self.session, input.clone()) {
@@ -117,7 +132,7 @@ impl World {
                 self.session = next;
                 self.carry_out(effects);
             }
-            Err(_) if matches!(input, Input::Cancel | Input::Unpublish | Input::Retry) => {}
+            Err(_) if is_command => {}
             Err(_) => self.violation = Some("an input that is no command was refused"),
         }
     }
@@ -129,7 +144,9 @@ impl World {
                     match step {
                         Step::Mount => drop(self.begun.insert(Undo::ReleaseMount)),
                         Step::Start => drop(self.begun.insert(Undo::StopInstance)),
-                        Step::Validate | Step::Prepare | Step::Recover => {}
+                        Step::SetAside => drop(self.begun.insert(Undo::PutBack)),
+                        Step::Replicate => drop(self.begun.insert(Undo::RemoveStandby)),
+                        _ => {}
                     }
                     self.begin(Live::Step(step, epoch));
                 }
@@ -163,25 +180,57 @@ impl World {
                 self.mount_made_in = *epoch;
             }
             Live::Step(Step::Start, _) => self.instance = true,
-            Live::Undo(Undo::StopInstance, _) => {
-                self.instance = false;
-                self.undone.insert(Undo::StopInstance);
+            Live::Step(Step::StartStandby, _) => self.standby = true,
+            Live::Step(Step::Freeze, _) => self.frozen = true,
+            Live::Step(Step::StopPublished, _) => self.instance = false,
+            Live::Step(Step::StopStandby, _) => self.standby = false,
+            Live::Step(Step::Compare, _) => {
+                if self.instance || self.standby {
+                    self.violation = Some("compared while one of them runs");
+                }
+                self.equal = true;
             }
-            Live::Undo(Undo::ReleaseMount, _) => {
+            Live::Step(Step::Thaw, _) => {
+                self.instance = self.mount;
+                self.frozen = false;
+            }
+            Live::Step(Step::StartFinal, _) => {
+                if self.instance || !self.equal {
+                    self.violation = Some("the final instance starts without all that was written");
+                }
+                self.final_runs = true;
+            }
+            Live::Undo(what, _) => self.effect_of_undo(*what),
+            Live::Step(..) | Live::Watch(_) => {}
+        }
+        // The worst that users can do: they write at once.
+        if self.is_open() {
+            self.user_wrote = true;
+            self.equal = false;
+        }
+    }
+
+    fn effect_of_undo(&mut self, what: Undo) {
+        self.undone.insert(what);
+        match what {
+            Undo::RemoveStandby => self.standby = false,
+            Undo::StopInstance => self.instance = false,
+            Undo::PutBack => {
+                if self.standby {
+                    self.violation = Some("the original is put back over a standby");
+                }
+            }
+            Undo::ReleaseMount => {
                 if self.instance {
                     self.violation = Some("the mount is released under a running instance");
                 }
-                if self.user_wrote && !self.user_gave_up {
+                if self.user_wrote && !self.user_gave_up && !self.final_runs {
                     self.violation = Some("changes are thrown away that nobody gave up");
                 }
                 self.mount = false;
                 self.user_wrote = false;
-                self.undone.insert(Undo::ReleaseMount);
             }
-            Live::Step(Step::Validate | Step::Prepare | Step::Recover, _) | Live::Watch(_) => {}
         }
-        // The worst that users can do: they write at once.
-        self.user_wrote |= self.is_open();
     }
 
     fn tell_loss(&mut self) {
@@ -195,8 +244,17 @@ impl World {
     fn is_open(&self) -> bool {
         match self.session.spec.kind {
             SessionKind::Publish => self.instance,
+            SessionKind::Recover => self.instance && !self.frozen,
             SessionKind::Mount => self.mount,
         }
+    }
+
+    /// A switchover keeps what it made, and leaves aside what was set aside.
+    fn to_be_undone(&self) -> BTreeSet<Undo> {
+        if self.final_runs {
+            return BTreeSet::from([Undo::ReleaseMount]);
+        }
+        self.begun.clone()
     }
 
     /// Nothing is stuck: whatever is not at rest has something under way that will move it.
@@ -217,9 +275,11 @@ impl World {
             }
             Phase::Established => {
                 self.live.contains(&Live::Watch(epoch))
-                    || self.messages.iter().any(
-                        |message| matches!(message, Input::InstanceLost { epoch: e, .. } if *e == epoch),
-                    )
+                    || self.messages.iter().any(|message| match message {
+                        Input::InstanceLost { epoch: e, .. }
+                        | Input::SwitchoverDue { epoch: e } => *e == epoch,
+                        _ => false,
+                    })
             }
             Phase::Waiting {
                 problem,
@@ -306,7 +366,18 @@ impl Model for Machine {
             actions.push(Action::Crash(false));
             if matches!(
                 world.live.first(),
-                Some(Live::Step(Step::Mount | Step::Start, _) | Live::Undo(..))
+                Some(
+                    Live::Step(
+                        Step::Mount
+                            | Step::Start
+                            | Step::Freeze
+                            | Step::StopPublished
+                            | Step::Compare
+                            | Step::StartFinal
+                            | Step::Thaw,
+                        _
+                    ) | Live::Undo(..)
+                )
             ) {
                 actions.push(Action::Crash(true));
             }
@@ -315,6 +386,10 @@ impl Model for Machine {
             actions.push(Action::Command(Input::Retry));
             actions.push(Action::Command(Input::Cancel));
             actions.push(Action::Command(Input::Unpublish));
+            if self.kind == SessionKind::Recover {
+                let order = SwitchoverOrder::Now;
+                actions.push(Action::Command(Input::Switchover(order)));
+            }
         }
         if matches!(world.live.first(), Some(Live::Watch(_))) && !world.is_open() {
             actions.push(Action::WatchSees);
@@ -412,13 +487,14 @@ impl Model for Machine {
                 "an ended session has undone exactly what it began",
                 |_, world: &World| {
                     !world.session.is_ended()
-                        || (world.begun == world.undone && !world.mount && !world.instance)
+                        || (world.undone == world.to_be_undone() && !world.mount && !world.instance)
                 },
             ),
             Property::always(
                 "changes end only when someone gave them up",
                 |_, world: &World| {
                     !(world.user_wrote
+                        && !world.final_runs
                         && matches!(world.session.phase, Phase::Ended(Ending::Failed { .. })))
                 },
             ),
@@ -482,6 +558,19 @@ fn automatic_retries_keep_their_promises() {
         duplicates: 1,
         losses: 0,
         commands: 1,
+    });
+}
+
+#[test]
+fn a_recovery_keeps_its_promises_and_never_has_two_instances_or_none_with_all_that_was_written() {
+    check(Machine {
+        kind: SessionKind::Recover,
+        automatic_max: 1,
+        crashes: 1,
+        faults: 1,
+        duplicates: 0,
+        losses: 0,
+        commands: 2,
     });
 }
 

@@ -36,6 +36,12 @@ pub(super) fn spec(kind: SessionKind) -> SessionSpec {
         },
         port: Some(5555),
         reason: None,
+        recovery: (kind == SessionKind::Recover).then(|| RecoverySpec {
+            data_directory: PathBuf::from("/var/lib/postgresql/15/main"),
+            tablespaces: BTreeMap::new(),
+            replace: Replace::MoveAside,
+            lag_max_bytes: 1,
+        }),
     }
 }
 
@@ -48,6 +54,7 @@ pub(super) fn begin(kind: SessionKind, automatic_max: u32) -> (SessionState, Vec
             automatic_max,
             every_s: 300,
         },
+        switchover: SwitchoverMode::Manual,
     })
 }
 
@@ -60,12 +67,14 @@ pub(super) fn ready(epoch: u64) -> MountReady {
         data_directory: PathBuf::from("/tmp/pginstant/s/data"),
         postgresql_major: 15,
         end_lsn: None,
+        size_bytes: 1,
+        tablespaces: BTreeMap::new(),
         passthrough: true,
         passthrough_reason: None,
     }
 }
 
-fn published() -> Published {
+pub(super) fn published() -> Published {
     Published {
         host: "h".to_owned(),
         port: 5555,
@@ -84,7 +93,25 @@ pub(super) fn outcome(step: Step, epoch: u64) -> StepOutcome {
     match step {
         Step::Mount => StepOutcome::Mounted(Box::new(ready(epoch))),
         Step::Recover => StepOutcome::Recovered(Box::new(published())),
-        Step::Validate | Step::Prepare | Step::Start => StepOutcome::Done,
+        Step::Replicate => StepOutcome::Replicated { bytes: 7 },
+        Step::CatchUp => StepOutcome::CaughtUp(Lag::default()),
+        Step::StartFinal => StepOutcome::Final(Box::new(FinalInstance {
+            host: "h".to_owned(),
+            version: "15.1".to_owned(),
+            timeline: 3,
+            manager: "pg_ctl".to_owned(),
+        })),
+        Step::Validate
+        | Step::Prepare
+        | Step::Start
+        | Step::SetAside
+        | Step::StartStandby
+        | Step::Freeze
+        | Step::StopPublished
+        | Step::StopStandby
+        | Step::Compare
+        | Step::Settle
+        | Step::Thaw => StepOutcome::Done,
     }
 }
 
@@ -97,7 +124,7 @@ pub(super) fn done(step: Step, epoch: u64) -> Input {
     }
 }
 
-fn failed(state: &SessionState, problem: Problem) -> Input {
+pub(super) fn failed(state: &SessionState, problem: Problem) -> Input {
     let Phase::Running { step } = state.phase else {
         panic!("not running: {state:?}")
     };
@@ -108,16 +135,16 @@ fn failed(state: &SessionState, problem: Problem) -> Input {
     }
 }
 
-fn take(state: &SessionState, input: Input) -> (SessionState, Vec<Effect>) {
+pub(super) fn take(state: &SessionState, input: Input) -> (SessionState, Vec<Effect>) {
     apply(state, input).unwrap()
 }
 
 /// Works off steps until `step` runs; `None`: until established.
-fn run_to(kind: SessionKind, automatic_max: u32, step: Option<Step>) -> SessionState {
+pub(super) fn run_to(kind: SessionKind, automatic_max: u32, step: Option<Step>) -> SessionState {
     go_to(begin(kind, automatic_max).0, step)
 }
 
-fn go_to(mut state: SessionState, step: Option<Step>) -> SessionState {
+pub(super) fn go_to(mut state: SessionState, step: Option<Step>) -> SessionState {
     while let Phase::Running { step: running } = state.phase {
         if Some(running) == step {
             return state;
@@ -128,7 +155,7 @@ fn go_to(mut state: SessionState, step: Option<Step>) -> SessionState {
     state
 }
 
-fn undo_all(mut state: SessionState) -> (SessionState, Vec<Undo>) {
+pub(super) fn undo_all(mut state: SessionState) -> (SessionState, Vec<Undo>) {
     let mut undone = Vec::new();
     while let Phase::Undoing { pending, .. } = &state.phase {
         let what = pending[0];
@@ -139,7 +166,7 @@ fn undo_all(mut state: SessionState) -> (SessionState, Vec<Undo>) {
     (state, undone)
 }
 
-fn phases(effects: &[Effect]) -> Vec<&'static str> {
+pub(super) fn phases(effects: &[Effect]) -> Vec<&'static str> {
     effects
         .iter()
         .map(|effect| match effect {
