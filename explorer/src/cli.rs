@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use common::ids::{BackupLabel, RepositoryName, ServerName, TargetName};
-use common::messages::Limits;
+use common::messages::{FinalLocation, Limits, SwitchoverMode, SwitchoverOrder};
+use jiff::Timestamp;
 
 use crate::output::Format;
 use crate::session_ref::SessionRef;
@@ -77,6 +78,46 @@ pub(crate) enum Command {
         /// TCP port of the instance; default: the target's.
         #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..))]
         port: Option<u16>,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Instant recovery: publish at the final port at once, replicate behind that, switch over without losing a commit.
+    #[command(
+        after_help = "Examples:\n  explorer recover --repository main --target db1 --data-directory /var/lib/postgresql/15/main --replace --switchover auto\n  explorer recover --from-session 0190b5a8 --data-directory /srv/pg/main\n  explorer recover --repository main --target db1 --data-directory /srv/pg/main --tablespace 16400=/fast/ts --switchover at=2026-12-01T03:00:00Z"
+    )]
+    Recover {
+        /// The repository, as the mount server's configuration calls it.
+        #[arg(long, value_name = "R", required_unless_present = "from_session")]
+        repository: Option<RepositoryName>,
+        /// The backup; default: the newest.
+        #[arg(long, value_name = "L", conflicts_with = "from_session")]
+        backup: Option<BackupLabel>,
+        /// The target, as the mount server's configuration calls it.
+        #[arg(long, value_name = "T", required_unless_present = "from_session")]
+        target: Option<TargetName>,
+        /// TCP port of the instance, from the first moment to the last; default: the target's.
+        #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..), conflicts_with = "from_session")]
+        port: Option<u16>,
+        /// Why, for the session's history.
+        #[arg(long, value_name = "TEXT", value_parser = reason, conflicts_with = "from_session")]
+        reason: Option<String>,
+        /// Make a published session an instant recovery; what users wrote is kept.
+        #[arg(long, value_name = "S", conflicts_with_all = ["repository", "target"])]
+        from_session: Option<SessionRef>,
+        #[command(flatten)]
+        location: Location,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Switch a recovered instance over to its final place, or change when that is to happen.
+    #[command(
+        after_help = "Examples:\n  explorer switchover 0190b5a8\n  explorer switchover 0190b5a8 --at 2026-12-01T03:00:00Z"
+    )]
+    Switchover {
+        /// The session: its id or the beginning of it (4 characters or more).
+        session: SessionRef,
+        #[command(flatten)]
+        order: Order,
         #[command(flatten)]
         wait: WaitArgs,
     },
@@ -186,6 +227,63 @@ pub(crate) struct What {
     pub(crate) reason: Option<String>,
 }
 
+/// Where a recovered instance is to stay, and when it goes there.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Location {
+    /// Where the instance is to stay: its data directory on the target.
+    #[arg(long, value_name = "D")]
+    data_directory: PathBuf,
+    /// Directory of a tablespace by its oid; default: where it was on the original.
+    #[arg(long = "tablespace", value_name = "OID=DIR", value_parser = tablespace)]
+    tablespaces: Vec<(u32, PathBuf)>,
+    /// Stop a PostgreSQL that runs there and move aside what is in the directories; nothing is deleted.
+    #[arg(long)]
+    replace: bool,
+    /// When to switch over: `auto` (as soon as it is ready), `manual`, or `at=TIME`.
+    #[arg(long, value_name = "WHEN", default_value = "manual", value_parser = switchover)]
+    switchover: SwitchoverMode,
+}
+
+impl From<Location> for FinalLocation {
+    fn from(location: Location) -> Self {
+        Self {
+            data_directory: location.data_directory,
+            tablespaces: location.tablespaces.into_iter().collect(),
+            replace: location.replace,
+            switchover: location.switchover,
+        }
+    }
+}
+
+/// What is wanted of a switchover; now, when nothing is said.
+#[derive(Debug, Clone, Args)]
+#[group(multiple = false)]
+pub(crate) struct Order {
+    /// Begin now (the default).
+    #[arg(long)]
+    now: bool,
+    /// Begin as soon as it is ready.
+    #[arg(long)]
+    auto: bool,
+    /// Begin when someone asks for it.
+    #[arg(long)]
+    manual: bool,
+    /// Begin at a time, or as soon as it is ready after it.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    at: Option<Timestamp>,
+}
+
+impl From<Order> for SwitchoverOrder {
+    fn from(order: Order) -> Self {
+        match order.at {
+            Some(at) => SwitchoverOrder::At { at },
+            None if order.auto => SwitchoverOrder::Auto,
+            None if order.manual => SwitchoverOrder::Manual,
+            None => SwitchoverOrder::Now,
+        }
+    }
+}
+
 /// One session or all that it makes sense for.
 #[derive(Debug, Clone, Args)]
 #[group(required = true, multiple = false)]
@@ -260,6 +358,32 @@ fn reason(text: &str) -> Result<String, String> {
     }
 }
 
+fn tablespace(text: &str) -> Result<(u32, PathBuf), String> {
+    text.split_once('=')
+        .and_then(|(oid, path)| Some((oid.parse().ok()?, PathBuf::from(path))))
+        .ok_or_else(|| format!("{text:?} is not OID=DIR, such as 16400=/fast/ts"))
+}
+
+fn switchover(text: &str) -> Result<SwitchoverMode, String> {
+    match text {
+        "auto" => Ok(SwitchoverMode::Auto),
+        "manual" => Ok(SwitchoverMode::Manual),
+        _ => match text.strip_prefix("at=") {
+            Some(at) => time(at).map(|at| SwitchoverMode::At { at }),
+            None => Err(format!("{text:?} is not auto, manual or at=TIME")),
+        },
+    }
+}
+
+fn time(text: &str) -> Result<Timestamp, String> {
+    match text.parse()? {
+        Since::At(at) => Ok(at),
+        Since::First | Since::Ago(_) => Err(format!(
+            "{text:?} is not a time such as 2026-12-01T03:00:00Z"
+        )),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -305,6 +429,36 @@ mod tests {
             vec!["retry", "0190b5a8", "--all"],
             vec!["events", "--since", "yesterday"],
             vec!["sessions", "--server", "a/b"],
+            vec!["recover", "--repository", "main", "--target", "db1"],
+            vec!["recover", "--data-directory", "/d"],
+            vec![
+                "recover",
+                "--from-session",
+                "0190b5a8",
+                "--target",
+                "t",
+                "--data-directory",
+                "/d",
+            ],
+            vec![
+                "recover",
+                "--from-session",
+                "0190b5a8",
+                "--data-directory",
+                "/d",
+                "--switchover",
+                "at=1h",
+            ],
+            vec![
+                "recover",
+                "--from-session",
+                "0190b5a8",
+                "--data-directory",
+                "/d",
+                "--tablespace",
+                "x=/ts",
+            ],
+            vec!["switchover", "0190b5a8", "--now", "--auto"],
         ];
         for args in table {
             let line = ["explorer"].iter().chain(&args);

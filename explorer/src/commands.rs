@@ -13,7 +13,9 @@ mod topology;
 
 use common::env::Env;
 use common::ids::{CommandId, ServerName};
-use common::messages::{Command as Message, MountFiles, Publish, SessionsQuery};
+use common::messages::{
+    Command as Message, MountFiles, Publish, Recover, RecoverSession, SessionsQuery,
+};
 
 use crate::cli::{Cli, Command, Global};
 use crate::client::Client;
@@ -84,6 +86,46 @@ async fn with_broker(command: Command, context: &Context<'_>) -> Answer {
                 reason: what.reason,
             });
             begin::run(message, wait.limit(), context).await
+        }
+        Command::Recover {
+            repository,
+            backup,
+            target,
+            port,
+            reason,
+            from_session,
+            location,
+            wait,
+        } => {
+            let location = location.into();
+            let message = match (from_session, repository, target) {
+                (Some(session), ..) => Message::from(RecoverSession {
+                    session_id: resolve(&session, context).await?,
+                    location,
+                }),
+                (None, Some(repository), Some(target)) => Message::from(Recover {
+                    repository,
+                    backup,
+                    target,
+                    port,
+                    location,
+                    reason,
+                }),
+                (None, ..) => unreachable!("clap requires both"),
+            };
+            begin::run(message, wait.limit(), context).await
+        }
+        Command::Switchover {
+            session,
+            order,
+            wait,
+        } => {
+            let which = crate::cli::Which {
+                session: Some(session),
+                all: false,
+            };
+            let action = end::Action::Switchover(order.into());
+            end::run(action, which, wait.limit(), context).await
         }
         Command::Mount { what, wait } => {
             let message = Message::from(MountFiles {

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use common::ids::SessionId;
 use common::messages::{
-    Envelope, Event, EventBody, Mounted, Published, SessionDetail, SessionKind, SessionStatus,
-    Step, StepProgress, StepTiming, Waiting, Warning,
+    Envelope, Event, EventBody, Mounted, Published, ReadyForSwitchover, SessionDetail, SessionKind,
+    SessionStatus, Step, StepProgress, StepTiming, SwitchedOver, SwitchoverMode, Waiting, Warning,
 };
 use common::problem::Problem;
 use jiff::Timestamp;
@@ -38,6 +38,8 @@ pub(crate) struct SessionView {
     pub(crate) steps: Vec<(Step, StepState)>,
     pub(crate) published: Option<Published>,
     pub(crate) mounted: Option<Mounted>,
+    pub(crate) ready: Option<ReadyForSwitchover>,
+    pub(crate) switched_over: Option<SwitchedOver>,
     pub(crate) waiting: Option<Waiting>,
     /// Why it waits or failed.
     pub(crate) problem: Option<Problem>,
@@ -66,6 +68,8 @@ pub(crate) enum Goal {
     Ready,
     /// The session has ended and what it made is undone.
     Gone,
+    /// The switchover is done and the mount is gone.
+    SwitchedOver,
 }
 
 /// How it came out.
@@ -104,6 +108,8 @@ impl SessionView {
             steps: Vec::new(),
             published: None,
             mounted: None,
+            ready: None,
+            switched_over: None,
             waiting: None,
             problem: None,
             warnings: Vec::new(),
@@ -159,13 +165,25 @@ impl SessionView {
             && !self.steps.iter().any(|(known, _)| *known == step)
         {
             let state = match summary.status {
-                SessionStatus::Publishing => StepState::Running(None),
+                SessionStatus::Publishing
+                | SessionStatus::Replicating
+                | SessionStatus::CatchingUp
+                | SessionStatus::SwitchingOver => StepState::Running(None),
                 _ => StepState::Failed,
             };
             self.steps.push((step, state));
         }
         self.published = detail.published;
         self.mounted = detail.mounted;
+        if let Some(recovery) = detail.recovery {
+            self.ready =
+                (summary.status == SessionStatus::ReadyForSwitchover).then(|| ReadyForSwitchover {
+                    lag: recovery.lag.unwrap_or_default(),
+                    switchover: recovery.switchover,
+                    steps: detail.steps.clone(),
+                });
+            self.switched_over = recovery.switched_over;
+        }
         self.problem = summary.problem;
         self.waiting = detail.waiting;
         self.warnings = detail.warnings;
@@ -184,18 +202,44 @@ impl SessionView {
             // The last step's `step_finished` has the new status already; what there is to tell comes with the next event.
             (Goal::Ready, Published) => self.published.is_some().then_some(End::Reached),
             (Goal::Ready, Mounted) => self.mounted.is_some().then_some(End::Reached),
-            (Goal::Ready, WaitingForRetry | WaitingForManualRetry) => {
+            // With the mode `auto` it goes on by itself, up to the end.
+            (Goal::Ready, ReadyForSwitchover) => self
+                .ready
+                .as_ref()
+                .filter(|ready| ready.switchover != SwitchoverMode::Auto)
+                .map(|_| End::Reached),
+            (Goal::Ready | Goal::SwitchedOver, WaitingForRetry | WaitingForManualRetry) => {
                 (self.waiting.is_some() || self.problem.is_some()).then_some(End::Waits)
             }
-            (Goal::Ready, Completed | Cancelled) => Some(End::EndedOtherwise(status)),
+            (Goal::Ready | Goal::SwitchedOver, Completed) if self.switched_over.is_some() => {
+                Some(End::Reached)
+            }
+            // A switchover that goes back ends in being ready again.
+            (Goal::SwitchedOver, ReadyForSwitchover) => self
+                .problem
+                .clone()
+                .map(|problem| End::Failed(Some(problem))),
+            (Goal::Ready | Goal::SwitchedOver, Completed | Cancelled) => {
+                Some(End::EndedOtherwise(status))
+            }
             (Goal::Gone, Completed | Cancelled) => Some(End::Reached),
-            (Goal::Ready | Goal::Gone, Failed) => Some(End::Failed(self.problem.clone())),
-            (Goal::Ready, Publishing | Cancelling | Unpublishing) => None,
+            (Goal::Ready | Goal::Gone | Goal::SwitchedOver, Failed) => {
+                Some(End::Failed(self.problem.clone()))
+            }
+            (
+                Goal::Ready | Goal::SwitchedOver,
+                Publishing | Replicating | CatchingUp | SwitchingOver | Cancelling | Unpublishing,
+            )
+            | (Goal::SwitchedOver, Published | Mounted) => None,
             (
                 Goal::Gone,
                 Publishing
                 | Published
                 | Mounted
+                | Replicating
+                | CatchingUp
+                | ReadyForSwitchover
+                | SwitchingOver
                 | WaitingForRetry
                 | WaitingForManualRetry
                 | Cancelling
@@ -216,6 +260,7 @@ impl SessionView {
     }
 
     fn fold(&mut self, event: Event) {
+        let status_before = self.status;
         self.kind = event.head.kind.or(self.kind);
         self.status = event.head.status.or(self.status);
         match event.body {
@@ -223,9 +268,18 @@ impl SessionView {
             EventBody::StepStarted(started) => {
                 self.attempt = started.attempt;
                 self.waiting = None;
-                self.problem = None;
+                self.ready = None;
+                // What led back is still to be told when the session is ready again.
+                if status_before != Some(SessionStatus::SwitchingOver) {
+                    self.problem = None;
+                }
                 // A step that begins again takes those after it with it.
-                self.steps.retain(|(step, _)| *step < started.step);
+                let kind = self.kind.unwrap_or(SessionKind::Publish);
+                let place = |step: Step| Step::of(kind).iter().position(|known| *known == step);
+                if let Some(place_of_started) = place(started.step) {
+                    self.steps
+                        .retain(|(step, _)| place(*step).is_some_and(|at| at < place_of_started));
+                }
                 self.steps.push((started.step, StepState::Running(None)));
             }
             EventBody::StepProgress(progress) => {
@@ -242,6 +296,30 @@ impl SessionView {
             EventBody::Mounted(mounted) => {
                 self.steps = mounted.steps.iter().map(done).collect();
                 self.mounted = Some(mounted);
+            }
+            EventBody::ReadyForSwitchover(ready) => {
+                self.steps = ready.steps.iter().map(done).collect();
+                self.ready = Some(ready);
+            }
+            EventBody::ReplicationLag(seen) => {
+                if let Some(ready) = &mut self.ready {
+                    ready.lag = seen.lag;
+                }
+            }
+            EventBody::SwitchoverChanged(changed) => {
+                if let Some(ready) = &mut self.ready {
+                    ready.switchover = changed.switchover;
+                }
+            }
+            EventBody::SwitchingOver(_) => self.problem = None,
+            EventBody::SwitchoverFailed(failed) => {
+                self.fail(Some(failed.step));
+                self.problem = Some(failed.problem);
+            }
+            EventBody::SwitchedOver(switched_over) => {
+                self.steps = switched_over.steps.iter().map(done).collect();
+                self.published = None;
+                self.switched_over = Some(switched_over);
             }
             EventBody::Waiting(waiting) => {
                 self.fail(waiting.step);

@@ -1,7 +1,7 @@
 //! One opened backup as a mount shows it: its tree laid out, and its pages.
 
-use std::collections::BTreeSet;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use common::agent::hand::{TreeEntry, TreeFinish};
@@ -99,6 +99,20 @@ impl BackupSource {
             .recoverable
             .to_lsn
             .map(|lsn| lsn.to_string())
+    }
+
+    /// Size of its files, in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.backup.restore_point().size_bytes
+    }
+
+    /// Where its tablespaces were on the original, by oid.
+    pub fn tablespaces(&self) -> BTreeMap<u32, PathBuf> {
+        let tablespaces = &self.backup.restore_point().tablespaces;
+        tablespaces
+            .iter()
+            .map(|tablespace| (tablespace.oid, PathBuf::from(&tablespace.location)))
+            .collect()
     }
 
     /// Files found corrupt since the last call, as sentences.

@@ -137,13 +137,7 @@ fn check_command(config: &Config, command: &Command) -> Result<(), Problem> {
         Command::Publish(publish) => {
             config.repository(&publish.repository)?;
             config.target(&publish.target)?;
-            if publish.port == Some(0) {
-                return Err(Problem::new(
-                    ErrorCode::InvalidField,
-                    "port is 0",
-                    "choose 1 to 65535",
-                ));
-            }
+            check_port(publish.port)?;
             check_reason(publish.reason.as_deref())
         }
         Command::MountFiles(mount) => {
@@ -151,8 +145,29 @@ fn check_command(config: &Config, command: &Command) -> Result<(), Problem> {
             config.target(&mount.target)?;
             check_reason(mount.reason.as_deref())
         }
+        Command::Recover(recover) => {
+            config.repository(&recover.repository)?;
+            config.target(&recover.target)?;
+            check_port(recover.port)?;
+            recover.location.check()?;
+            check_reason(recover.reason.as_deref())
+        }
+        Command::RecoverSession(recover) => recover.location.check(),
         // Whether the session exists and can take it, its owner knows.
-        Command::Unpublish(_) | Command::Cancel(_) | Command::Retry(_) => Ok(()),
+        Command::Unpublish(_) | Command::Cancel(_) | Command::Retry(_) | Command::Switchover(_) => {
+            Ok(())
+        }
+    }
+}
+
+fn check_port(port: Option<u16>) -> Result<(), Problem> {
+    match port {
+        Some(0) => Err(Problem::new(
+            ErrorCode::InvalidField,
+            "port is 0",
+            "choose 1 to 65535",
+        )),
+        Some(_) | None => Ok(()),
     }
 }
 

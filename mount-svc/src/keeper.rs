@@ -138,6 +138,8 @@ async fn try_make(
         data_directory: maker.data_directory(),
         postgresql_major: opened.postgresql_major(),
         end_lsn: opened.end_lsn(),
+        size_bytes: opened.size_bytes(),
+        tablespaces: opened.tablespaces(),
         passthrough: passthrough_reason.is_none(),
         passthrough_reason,
     })

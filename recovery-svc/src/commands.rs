@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 
+use common::agent::hand::Replace;
 use common::agent::hand::SessionPlace;
 use common::ids::{BackupLabel, RepositoryName, SessionId, TargetName};
-use common::messages::{Command, Envelope, Limits, MountFiles, Publish, SessionKind, TraceParent};
+use common::messages::{
+    Command, Envelope, FinalLocation, Limits, MountFiles, Publish, Recover, RecoverSession,
+    SessionKind, SwitchoverMode, TraceParent,
+};
 use common::problem::{ErrorCode, Problem};
-use common::session::{Accept, Input, SessionSpec};
+use common::session::{Accept, Input, RecoverySpec, SessionSpec};
 
 use crate::service::{CommandMark, Service, Taken};
 use crate::worker::{Unhandled, mark};
@@ -28,6 +32,12 @@ pub(crate) async fn take(
         }
         Command::Cancel(command) => steer(service, mark, command.session_id, Input::Cancel).await?,
         Command::Retry(command) => steer(service, mark, command.session_id, Input::Retry).await?,
+        Command::Recover(command) => begin(service, mark, Wish::from(command), traceparent).await?,
+        Command::RecoverSession(command) => promote(service, mark, command).await?,
+        Command::Switchover(command) => {
+            let input = Input::Switchover(command.order);
+            steer(service, mark, command.session_id, input).await?
+        }
     };
     Ok(match taken {
         Taken::Accepted => "accepted",
@@ -36,7 +46,25 @@ pub(crate) async fn take(
     })
 }
 
-/// What both commands that begin a session say.
+async fn promote(
+    service: &Arc<Service>,
+    mark: CommandMark,
+    command: RecoverSession,
+) -> Result<Taken, Unhandled> {
+    match recovery_spec(service, &command.location) {
+        Ok(recovery) => {
+            let input = Input::Recover {
+                recovery: Box::new(recovery),
+                switchover: command.location.switchover,
+                retry: service.config.retry.recover,
+            };
+            steer(service, mark, command.session_id, input).await
+        }
+        Err(problem) => Ok(service.reject(mark, problem).await?),
+    }
+}
+
+/// What the commands that begin a session say.
 struct Wish {
     kind: SessionKind,
     repository: RepositoryName,
@@ -44,6 +72,21 @@ struct Wish {
     target: TargetName,
     port: Option<u16>,
     reason: Option<String>,
+    location: Option<FinalLocation>,
+}
+
+impl From<Recover> for Wish {
+    fn from(command: Recover) -> Self {
+        Self {
+            kind: SessionKind::Recover,
+            repository: command.repository,
+            backup: command.backup,
+            target: command.target,
+            port: command.port,
+            reason: command.reason,
+            location: Some(command.location),
+        }
+    }
 }
 
 impl From<Publish> for Wish {
@@ -55,6 +98,7 @@ impl From<Publish> for Wish {
             target: command.target,
             port: command.port,
             reason: command.reason,
+            location: None,
         }
     }
 }
@@ -68,6 +112,7 @@ impl From<MountFiles> for Wish {
             target: command.target,
             port: None,
             reason: command.reason,
+            location: None,
         }
     }
 }
@@ -83,9 +128,14 @@ async fn begin(
     if service.stored(session_id).await?.is_some() {
         return Ok(Taken::Duplicate);
     }
+    let switchover = match &wish.location {
+        Some(location) => location.switchover,
+        None => SwitchoverMode::Manual,
+    };
     match spec(service, session_id, wish) {
         Ok(spec) => {
             let request = Accept {
+                switchover,
                 session_id,
                 command_id: mark.id,
                 retry: service.config.retry.of(spec.kind),
@@ -128,8 +178,14 @@ fn spec(service: &Service, session_id: SessionId, wish: Wish) -> Result<SessionS
         ));
     }
     let port = match wish.kind {
-        SessionKind::Publish => Some(wish.port.unwrap_or(target.default_port)),
+        SessionKind::Publish | SessionKind::Recover => {
+            Some(wish.port.unwrap_or(target.default_port))
+        }
         SessionKind::Mount => None,
+    };
+    let recovery = match &wish.location {
+        Some(location) => Some(recovery_spec(service, location)?),
+        None => None,
     };
     Ok(SessionSpec {
         kind: wish.kind,
@@ -144,6 +200,21 @@ fn spec(service: &Service, session_id: SessionId, wish: Wish) -> Result<SessionS
         },
         port,
         reason: wish.reason,
+        recovery,
+    })
+}
+
+/// Where the instance is to stay, checked for what can be told without the target.
+fn recovery_spec(service: &Service, location: &FinalLocation) -> Result<RecoverySpec, Problem> {
+    location.check()?;
+    Ok(RecoverySpec {
+        data_directory: location.data_directory.clone(),
+        tablespaces: location.tablespaces.clone(),
+        replace: match location.replace {
+            true => Replace::MoveAside,
+            false => Replace::Never,
+        },
+        lag_max_bytes: service.config.limits.lag_max_bytes,
     })
 }
 

@@ -35,7 +35,7 @@ pub struct Config {
 }
 
 /// Retry policies by kind of session.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RetryConfig {
     /// Sessions that publish.
     #[serde(default)]
@@ -43,6 +43,26 @@ pub struct RetryConfig {
     /// Sessions that mount files.
     #[serde(default)]
     pub mount: RetryPolicy,
+    /// Instant recoveries.
+    #[serde(default = "recover_retries")]
+    pub recover: RetryPolicy,
+}
+
+impl Default for RetryConfig {
+    fn default() -> Self {
+        Self {
+            publish: RetryPolicy::default(),
+            mount: RetryPolicy::default(),
+            recover: recover_retries(),
+        }
+    }
+}
+
+fn recover_retries() -> RetryPolicy {
+    RetryPolicy {
+        automatic_max: 10,
+        every_s: 300,
+    }
 }
 
 impl RetryConfig {
@@ -51,6 +71,7 @@ impl RetryConfig {
         match kind {
             SessionKind::Publish => self.publish,
             SessionKind::Mount => self.mount,
+            SessionKind::Recover => self.recover,
         }
     }
 }
@@ -73,6 +94,10 @@ pub struct LimitsConfig {
     pub mount_answer_s: u64,
     /// How long a fast stop of PostgreSQL may take before it becomes an immediate one, in seconds.
     pub stop_timeout_s: u32,
+    /// How far behind a standby may be that counts as in step, in bytes.
+    pub lag_max_bytes: u64,
+    /// How long a switchover waits for the standby's last bytes, while nobody can write, before it goes back, in seconds.
+    pub switchover_wait_s: u64,
     /// Most that the start of an automatic attempt is delayed at random, in milliseconds.
     pub retry_jitter_ms: u64,
     /// How long after its time an automatic attempt that did not come back from the broker is begun nevertheless, in seconds.
@@ -89,6 +114,8 @@ impl Default for LimitsConfig {
             recovery_stall_s: 600,
             mount_answer_s: 900,
             stop_timeout_s: 60,
+            lag_max_bytes: 16 * 1024 * 1024,
+            switchover_wait_s: 30,
             retry_jitter_ms: 15_000,
             retry_overdue_s: 240,
         }
@@ -116,7 +143,11 @@ impl Config {
                 "give an absolute path",
             );
         }
-        for (name, policy) in [("publish", self.retry.publish), ("mount", self.retry.mount)] {
+        for (name, policy) in [
+            ("publish", self.retry.publish),
+            ("mount", self.retry.mount),
+            ("recover", self.retry.recover),
+        ] {
             if policy.automatic_max > 1_000 || policy.every_s == 0 || policy.every_s > 86_400 {
                 return wrong(
                     format!("retry.{name} asks for {policy:?}"),
@@ -136,6 +167,8 @@ impl Config {
             ),
             ("recovery_stall_s", limits.recovery_stall_s, 604_800),
             ("mount_answer_s", limits.mount_answer_s, 86_400),
+            ("lag_max_bytes", limits.lag_max_bytes, 1 << 40),
+            ("switchover_wait_s", limits.switchover_wait_s, 3_600),
             ("stop_timeout_s", u64::from(limits.stop_timeout_s), 3_600),
         ] {
             if value == 0 || value > max {

@@ -143,6 +143,8 @@ async fn perform(
             }
             tracing::info!(?what, epoch, "undo");
             let done = match what {
+                Undo::RemoveStandby => undo::remove_standby(&service, &stored).await,
+                Undo::PutBack => undo::put_back(&service, &stored).await,
                 Undo::StopInstance => undo::stop_instance(&service, &stored).await,
                 Undo::ReleaseMount => undo::release_mount(&service, &stored, epoch, &stop).await,
             };

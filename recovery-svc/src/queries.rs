@@ -7,8 +7,8 @@ use common::bus::{Destination, IncomingMessage, OutgoingMessage};
 use common::ids::SessionId;
 use common::journal::{JournalError, LogEntry, Record};
 use common::messages::{
-    Envelope, Query, Refused, Reply, SessionDetail, SessionList, SessionLogLine, SessionSummary,
-    Waiting,
+    Envelope, Query, RecoveryDetail, Refused, Reply, SessionDetail, SessionList, SessionLogLine,
+    SessionSummary, Waiting,
 };
 use common::problem::{ErrorCode, Problem};
 use common::session::{Ending, Phase};
@@ -181,11 +181,23 @@ async fn detail(
         steps: stored.state.timings.clone(),
         published: stored.state.published.clone(),
         mounted: stored.state.mounted.clone(),
+        recovery: recovery(&stored),
         waiting: waiting(&stored),
         warnings: stored.state.warning_list(),
         reason: stored.state.spec.reason.clone(),
         log: log.into_iter().map(line).collect(),
     }))
+}
+
+fn recovery(stored: &Stored) -> Option<RecoveryDetail> {
+    let spec = stored.state.spec.recovery.as_ref()?;
+    let recovery = &stored.state.recovery;
+    Some(RecoveryDetail {
+        data_directory: spec.data_directory.clone(),
+        switchover: recovery.switchover,
+        lag: recovery.lag,
+        switched_over: recovery.switched_over.clone(),
+    })
 }
 
 fn waiting(stored: &Stored) -> Option<Waiting> {

@@ -3,6 +3,11 @@
 mod mount;
 mod prepare;
 mod recover;
+pub(crate) mod recovery;
+mod replicate;
+mod set_aside;
+pub(crate) mod standby;
+mod switchover;
 mod validate;
 
 use std::sync::Arc;
@@ -21,7 +26,7 @@ use crate::service::Service;
 use crate::stored::Stored;
 
 pub(crate) use mount::{send, wait_for_answer};
-pub(crate) use recover::stopped;
+pub(crate) use recover::{lsn_bytes, stopped};
 pub(crate) use validate::enough_space;
 
 /// How an activity ended.
@@ -144,6 +149,17 @@ pub(crate) async fn run(run: Run<'_>, step: Step) -> Finished {
         Step::Prepare => prepare::run(run).await.into(),
         Step::Start => start(run).await.into(),
         Step::Recover => recover::run(run).await,
+        Step::SetAside => set_aside::run(run).await.into(),
+        Step::Replicate => replicate::run(run).await,
+        Step::StartStandby => standby::start(run).await.into(),
+        Step::CatchUp => standby::catch_up(run).await,
+        Step::Freeze => switchover::freeze(run).await,
+        Step::StopPublished => switchover::stop_published(run).await.into(),
+        Step::StopStandby => switchover::stop_standby(run).await.into(),
+        Step::Compare => switchover::compare(run).await.into(),
+        Step::Settle => switchover::settle(run).await.into(),
+        Step::StartFinal => switchover::start_final(run).await,
+        Step::Thaw => switchover::thaw(run).await.into(),
     }
 }
 

@@ -6,6 +6,7 @@ use common::ids::{CommandId, ServerName};
 use common::journal::{JournalError, LogEntry, Transaction};
 use common::messages::{
     CommandRejected, Envelope, Event, EventBody, EventHead, Internal, Payload, RetryDue, Severity,
+    SwitchoverMode,
 };
 use common::problem::Problem;
 use common::topology;
@@ -171,10 +172,45 @@ pub(crate) fn text(body: &EventBody) -> String {
         EventBody::Cancelling(_) => "cancelling".to_owned(),
         EventBody::Unpublishing(_) => "unpublishing".to_owned(),
         EventBody::Cancelled(_) => "cancelled, everything is undone".to_owned(),
-        EventBody::Completed(_) => "unpublished, everything is undone".to_owned(),
+        EventBody::Completed(_) => "completed, the mount is gone".to_owned(),
+        EventBody::ReadyForSwitchover(e) => {
+            format!(
+                "ready for switchover, {} KiB behind; {}",
+                e.lag.bytes >> 10,
+                when(e.switchover)
+            )
+        }
+        EventBody::ReplicationLag(e) => {
+            format!("{} KiB and {} ms behind", e.lag.bytes >> 10, e.lag.ms)
+        }
+        EventBody::SwitchoverChanged(e) => when(e.switchover),
+        EventBody::SwitchingOver(e) => match e.manual {
+            true => "switching over, asked for".to_owned(),
+            false => "switching over, its time has come".to_owned(),
+        },
+        EventBody::SwitchoverFailed(e) => {
+            format!("the switchover goes back from {}: {}", e.step, e.problem)
+        }
+        EventBody::SwitchedOver(e) => format!(
+            "switched over to {} at {}:{}, {} ms without writes, {} ms without service",
+            e.data_directory.display(),
+            e.host,
+            e.port,
+            e.without_writes_ms,
+            e.without_service_ms
+        ),
         EventBody::Failed(e) => format!("failed: {}", e.problem),
         EventBody::Warning(e) => e.text.clone(),
         EventBody::WarningCleared(e) => format!("no longer: {:?}", e.code),
         EventBody::CommandRejected(e) => format!("rejected: {}", e.problem),
+    }
+}
+
+/// When a switchover begins, for people.
+fn when(mode: SwitchoverMode) -> String {
+    match mode {
+        SwitchoverMode::Auto => "it begins by itself".to_owned(),
+        SwitchoverMode::Manual => "it begins when someone asks for it".to_owned(),
+        SwitchoverMode::At { at } => format!("it begins at {at}"),
     }
 }

@@ -1,6 +1,6 @@
 //! The undos. Each is idempotent and finds what is gone already.
 
-use common::agent::hand::Request;
+use common::agent::hand::{RecoveryAction, Request};
 use common::messages::MountRelease;
 use common::session::StepOutcome;
 use std::time::Duration;
@@ -33,6 +33,26 @@ pub(crate) async fn stop_instance(service: &Service, stored: &Stored) -> Finishe
         }
     };
     stopped.await.into()
+}
+
+/// Ends the copy or the standby and removes what was made in the final place.
+pub(crate) async fn remove_standby(service: &Service, stored: &Stored) -> Finished {
+    let instance = stored.state.instance.clone();
+    act(service, stored, RecoveryAction::RemoveStandby { instance }).await
+}
+
+/// Brings back what was set aside.
+pub(crate) async fn put_back(service: &Service, stored: &Stored) -> Finished {
+    act(service, stored, RecoveryAction::PutBack).await
+}
+
+async fn act(service: &Service, stored: &Stored, action: RecoveryAction) -> Finished {
+    let state = &stored.state;
+    let acted = async {
+        let hand = steps::grip(service, state).await?;
+        steps::recovery::act(&hand, state, action, ACT_FOR * 2).await
+    };
+    acted.await.into()
 }
 
 /// Has mount-svc unmount and remove the write cache; its answer ends the undo from the queue.

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::agent::hand::{InstanceStatus, MountStatus, Request, Response};
-use common::messages::{SessionKind, WarningCode};
+use common::env::Env;
+use common::messages::{Lag, SessionKind, SwitchoverMode, WarningCode};
 use common::problem::{ErrorCode, Problem};
 use common::session::Input;
+use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use crate::executor::{pause, report};
@@ -20,6 +22,8 @@ const SIGHTINGS: u32 = 2;
 /// Shares of the cache's volume in use, in per cent, at which warnings begin and, lower, end.
 const LOW: (u64, u64) = (80, 75);
 const CRITICAL: (u64, u64) = (95, 90);
+/// Between two events about a standby's lag.
+const LAG_EVERY: SignedDuration = SignedDuration::from_secs(10);
 /// How long a read has waited for the backup before people are told, in seconds.
 const BASE_WAIT_TOLD_S: u64 = 10;
 
@@ -35,18 +39,34 @@ pub(crate) async fn watch(
     let mut sightings = 0;
     let mut unreachable = 0_u32;
     let mut lights = Lights::of(stored);
+    let switchover = stored.state.recovery.switchover;
+    let mut lag_due = LagDue::default();
     loop {
-        let pause_for = if sightings == 0 {
-            every
-        } else {
-            every.min(Duration::from_secs(1))
+        if let SwitchoverMode::At { at } = switchover
+            && at <= service.env.now()
+        {
+            return Some(Input::SwitchoverDue { epoch });
+        }
+        let pause_for = match (sightings, switchover) {
+            (0, SwitchoverMode::Auto | SwitchoverMode::Manual) => every,
+            _ => every.min(Duration::from_secs(1)),
         };
         if !pause(pause_for, stop).await {
             return None;
         }
         let found = look(service, stored, &mut hand).await;
         match found {
-            Ok(Found::There(status)) => {
+            Ok(Found::StandbyLost(problem)) => {
+                sightings += 1;
+                if sightings >= SIGHTINGS {
+                    return Some(Input::StandbyLost { epoch, problem });
+                }
+            }
+            Ok(Found::There(status, lag)) => {
+                if let Some(lag) = lag.filter(|_| lag_due.is_due(&service.env)) {
+                    let input = Input::LagSeen { epoch, lag };
+                    report(service, stored.state.session_id, Some(input), stop).await;
+                }
                 sightings = 0;
                 unreachable = 0;
                 for (code, text) in lights.changes(&status) {
@@ -73,8 +93,26 @@ pub(crate) async fn watch(
 }
 
 enum Found {
-    There(Box<MountStatus>),
+    There(Box<MountStatus>, Option<Lag>),
+    StandbyLost(Problem),
     Lost(Problem),
+}
+
+/// When the lag of a standby is told again.
+#[derive(Default)]
+struct LagDue(Option<Timestamp>);
+
+impl LagDue {
+    fn is_due(&mut self, env: &Env) -> bool {
+        let now = env.now();
+        let is_due = self
+            .0
+            .is_none_or(|told_at| now.duration_since(told_at) >= LAG_EVERY);
+        if is_due {
+            self.0 = Some(now);
+        }
+        is_due
+    }
 }
 
 async fn look<'a>(
@@ -88,7 +126,8 @@ async fn look<'a>(
         None => hand.insert(steps::grip(service, state).await?),
     };
     let place = state.spec.place.clone();
-    if state.spec.kind == SessionKind::Publish {
+    let mut lag = None;
+    if state.spec.kind != SessionKind::Mount {
         let request = Request::InstanceStatus {
             place: place.clone(),
             instance: steps::prepared(state)?,
@@ -104,8 +143,15 @@ async fn look<'a>(
             other => return Err(unexpected("the instance's status", &other)),
         }
     }
+    if state.spec.kind == SessionKind::Recover {
+        let status = steps::standby::status(hand, state).await?;
+        if !status.running {
+            return Ok(Found::StandbyLost(steps::standby::ended(&status)));
+        }
+        lag = steps::standby::lag_of(&status);
+    }
     match hand.ask(Request::MountStatus { place }, LOOK_FOR).await? {
-        Response::MountStatus(Some(status)) => Ok(Found::There(Box::new(status))),
+        Response::MountStatus(Some(status)) => Ok(Found::There(Box::new(status), lag)),
         Response::MountStatus(None) => Ok(Found::Lost(Problem::new(
             ErrorCode::MountFailed,
             "the mount is gone; its write cache is kept",

@@ -7,6 +7,7 @@
     reason = "helpers of tests, which may panic"
 )]
 
+use common::agent::hand::Replace;
 use common::env::Env;
 use common::ids::*;
 use common::journal::{Journal, JournalError, LogEntry, Record, RecordKey};
@@ -27,6 +28,7 @@ enum Move {
     UndoDone,
     UndoFailed,
     Lost,
+    Switchover,
     Warning(bool),
     /// The service is killed and begins again.
     Reopen,
@@ -36,7 +38,7 @@ enum Move {
 
 fn moves() -> impl Strategy<Value = Vec<Move>> {
     let one = prop_oneof![
-        8 => Just(Move::StepDone),
+        12 => Just(Move::StepDone),
         2 => any::<bool>().prop_map(Move::StepFailed),
         1 => Just(Move::Stale),
         2 => Just(Move::Retry),
@@ -46,6 +48,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         3 => Just(Move::UndoDone),
         1 => Just(Move::UndoFailed),
         1 => Just(Move::Lost),
+        2 => Just(Move::Switchover),
         1 => any::<bool>().prop_map(Move::Warning),
         2 => Just(Move::Reopen),
         1 => Just(Move::TornCommit),
@@ -62,7 +65,15 @@ fn problem(permanent: bool) -> Problem {
     Problem::new(code, "it failed", "mend it")
 }
 
-fn begin(automatic_max: u32) -> (SessionState, Vec<Effect>) {
+fn kinds() -> impl Strategy<Value = SessionKind> {
+    prop_oneof![
+        Just(SessionKind::Publish),
+        Just(SessionKind::Mount),
+        Just(SessionKind::Recover)
+    ]
+}
+
+fn begin(kind: SessionKind, automatic_max: u32) -> (SessionState, Vec<Effect>) {
     let id: CommandId = "0190b5a8-7c3a-7def-8123-456789abcdef".parse().unwrap();
     let place = common::agent::hand::SessionPlace {
         session_id: id.into(),
@@ -74,14 +85,21 @@ fn begin(automatic_max: u32) -> (SessionState, Vec<Effect>) {
         session_id: id.into(),
         command_id: id,
         spec: SessionSpec {
-            kind: SessionKind::Publish,
+            kind,
             repository: RepositoryName::new("r").unwrap(),
             backup: None,
             target: TargetName::new("t").unwrap(),
             place,
             port: Some(5999),
             reason: None,
+            recovery: (kind == SessionKind::Recover).then(|| RecoverySpec {
+                data_directory: "/srv/pg".into(),
+                tablespaces: [(16_400, "/srv/ts".into())].into(),
+                replace: Replace::MoveAside,
+                lag_max_bytes: 1,
+            }),
         },
+        switchover: SwitchoverMode::Manual,
         retry: RetryPolicy {
             automatic_max,
             every_s: 300,
@@ -123,6 +141,7 @@ fn input(state: &SessionState, chosen: &Move) -> Option<Input> {
             epoch,
             problem: problem(false),
         },
+        Move::Switchover => Input::Switchover(SwitchoverOrder::Now),
         Move::Lost => Input::InstanceLost {
             epoch,
             problem: problem(false),
@@ -191,11 +210,11 @@ fn types(effects: &[Effect]) -> impl Iterator<Item = &'static str> {
     })
 }
 
-async fn walk(automatic_max: u32, moves: Vec<Move>) {
+async fn walk(kind: SessionKind, automatic_max: u32, moves: Vec<Move>) {
     let directory = tempfile::tempdir().unwrap();
     let open = || Journal::open(directory.path(), Env::system()).unwrap();
     let mut journal = open();
-    let (mut memory, effects) = begin(automatic_max);
+    let (mut memory, effects) = begin(kind, automatic_max);
     let mut told: Vec<&'static str> = types(&effects).collect();
     write(&journal, memory.clone(), effects, false).await;
     for chosen in moves {
@@ -225,11 +244,11 @@ async fn walk(automatic_max: u32, moves: Vec<Move>) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
     #[test]
-    fn what_the_journal_gives_back_is_what_was_in_memory(automatic_max in 0_u32..3, moves in moves()) {
+    fn what_the_journal_gives_back_is_what_was_in_memory(kind in kinds(), automatic_max in 0_u32..3, moves in moves()) {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap()
-            .block_on(walk(automatic_max, moves));
+            .block_on(walk(kind, automatic_max, moves));
     }
 }

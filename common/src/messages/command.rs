@@ -1,7 +1,7 @@
 //! Commands: what people and third parties ask for. Sent to `mount.<server>`; session commands name their session in `subject`.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::payload::payloads;
 use crate::ids::{BackupLabel, RepositoryName, SessionId, TargetName};
+use crate::problem::{ErrorCode, Problem};
 
 payloads! {
     /// Everything that can be asked for.
@@ -112,6 +113,53 @@ pub struct FinalLocation {
     pub switchover: SwitchoverMode,
 }
 
+impl FinalLocation {
+    /// Longest path, in bytes.
+    const PATH_BYTES_MAX: usize = 1_024;
+    /// Most tablespaces.
+    const TABLESPACES_MAX: usize = 1_000;
+
+    /// Refuses what cannot be meant: relative paths, paths that climb, directories inside each other or named twice.
+    pub fn check(&self) -> Result<(), Problem> {
+        let wrong = |message: String, remedy: &str| {
+            Err(Problem::new(ErrorCode::InvalidField, message, remedy))
+        };
+        if self.tablespaces.len() > Self::TABLESPACES_MAX {
+            return wrong(
+                format!("{} tablespaces are named", self.tablespaces.len()),
+                "name at most 1000",
+            );
+        }
+        let paths: Vec<&Path> = std::iter::once(&self.data_directory)
+            .chain(self.tablespaces.values())
+            .map(PathBuf::as_path)
+            .collect();
+        for path in &paths {
+            let is_plain = path
+                .components()
+                .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+            let is_short = path.as_os_str().len() <= Self::PATH_BYTES_MAX;
+            if !path.is_absolute() || !is_plain || !is_short || path.parent().is_none() {
+                return wrong(
+                    format!("{} is no directory to recover to", path.display()),
+                    "give absolute paths without . or .., of at most 1024 bytes",
+                );
+            }
+        }
+        for (index, path) in paths.iter().enumerate() {
+            let inside =
+                |(other, outer): (usize, &&Path)| other != index && path.starts_with(outer);
+            if let Some((_, outer)) = paths.iter().enumerate().find(|pair| inside(*pair)) {
+                return wrong(
+                    format!("{} lies in {}", path.display(), outer.display()),
+                    "give each of them a directory of its own",
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
 /// When a switchover begins.
 #[derive(
     Debug,
@@ -199,4 +247,40 @@ pub enum SwitchoverOrder {
         /// The time.
         at: Timestamp,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_location_that_cannot_be_meant_is_refused() {
+        for (data_directory, tablespaces, is_fine) in [
+            ("/var/lib/postgresql/15/main", &[][..], true),
+            (
+                "/data/main",
+                &[(16_400, "/fast/ts"), (16_401, "/slow/ts")],
+                true,
+            ),
+            ("data", &[], false),
+            ("/", &[], false),
+            ("/data/../etc", &[], false),
+            ("/data/main", &[(16_400, "relative")], false),
+            ("/data/main", &[(16_400, "/data/main")], false),
+            ("/data/main", &[(16_400, "/data/main/ts")], false),
+            ("/data/main", &[(16_400, "/data")], false),
+            ("/data/main", &[(16_400, "/ts"), (16_401, "/ts")], false),
+        ] {
+            let location = FinalLocation {
+                data_directory: data_directory.into(),
+                tablespaces: tablespaces
+                    .iter()
+                    .map(|(oid, path)| (*oid, PathBuf::from(path)))
+                    .collect(),
+                replace: false,
+                switchover: SwitchoverMode::Manual,
+            };
+            assert_eq!(location.check().is_ok(), is_fine, "{location:?}");
+        }
+    }
 }

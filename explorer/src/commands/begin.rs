@@ -1,4 +1,4 @@
-//! `explorer publish` and `explorer mount`: begin a session and follow it.
+//! `explorer publish`, `recover` and `mount`: begin a session and follow it.
 
 use std::time::Duration;
 
@@ -20,7 +20,10 @@ pub(super) async fn run(
     let client = &context.client;
     client.check_server().await?;
     let command_id = client.env.command_id();
-    let session_id = SessionId::from(command_id);
+    // A command about a session that exists goes on with that one.
+    let session_id = command
+        .session()
+        .unwrap_or_else(|| SessionId::from(command_id));
     let Some(limit) = limit else {
         client.send(command_id, command).await?;
         let sent = SentJson {
@@ -31,13 +34,17 @@ pub(super) async fn run(
         return Ok(SUCCESS);
     };
     let queue = listen(client).await?;
+    let mut view = SessionView::new(session_id);
+    if command.session().is_some() {
+        view.resync(client.session(session_id).await?);
+    }
     client.send(command_id, command).await?;
     context.output.note(&format!("session {session_id}"));
     let follow = Follow {
         client,
         output: context.output,
         queue,
-        view: SessionView::new(session_id),
+        view,
         command_id,
         goal: Goal::Ready,
         limit,

@@ -1,10 +1,11 @@
-//! `explorer unpublish`, `cancel` and `retry`: what is done to a session that exists.
+//! `explorer unpublish`, `cancel`, `retry` and `switchover`: what is done to a session that exists.
 
 use std::time::Duration;
 
 use common::ids::SessionId;
 use common::messages::{
-    Cancel, Command, Retry, SessionDetail, SessionStatus, SessionSummary, SessionsQuery, Unpublish,
+    Cancel, Command, Retry, SessionDetail, SessionStatus, SessionSummary, SessionsQuery,
+    Switchover, SwitchoverOrder, Unpublish,
 };
 use common::problem::{ErrorCode, Problem};
 
@@ -21,6 +22,7 @@ pub(super) enum Action {
     Unpublish,
     Cancel,
     Retry,
+    Switchover(SwitchoverOrder),
 }
 
 impl Action {
@@ -29,6 +31,7 @@ impl Action {
             Action::Unpublish => Unpublish { session_id }.into(),
             Action::Cancel => Cancel { session_id }.into(),
             Action::Retry => Retry { session_id }.into(),
+            Action::Switchover(order) => Switchover { session_id, order }.into(),
         }
     }
 
@@ -36,13 +39,22 @@ impl Action {
         match self {
             Action::Unpublish | Action::Cancel => Goal::Gone,
             Action::Retry => Goal::Ready,
+            Action::Switchover(_) => Goal::SwitchedOver,
+        }
+    }
+
+    /// Whether there is something to wait for; a switchover that is only ordered for later is not.
+    fn is_followed(self) -> bool {
+        match self {
+            Action::Switchover(order) => order == SwitchoverOrder::Now,
+            Action::Unpublish | Action::Cancel | Action::Retry => true,
         }
     }
 
     /// The status after which there is nothing left to do.
     fn is_done_by(self, status: SessionStatus) -> bool {
         match self {
-            Action::Unpublish => status == SessionStatus::Completed,
+            Action::Unpublish | Action::Switchover(_) => status == SessionStatus::Completed,
             Action::Cancel => status == SessionStatus::Cancelled,
             Action::Retry => false,
         }
@@ -53,6 +65,7 @@ impl Action {
             Action::Unpublish => "unpublish",
             Action::Cancel => "cancel",
             Action::Retry => "retry",
+            Action::Switchover(_) => "switch over",
         }
     }
 
@@ -62,7 +75,7 @@ impl Action {
         match self {
             Action::Unpublish => matches!(session.status, Published | Mounted),
             Action::Retry => matches!(session.status, WaitingForRetry | WaitingForManualRetry),
-            Action::Cancel => false,
+            Action::Cancel | Action::Switchover(_) => false,
         }
     }
 }
@@ -120,7 +133,7 @@ async fn one(
     }
     let command_id = client.env.command_id();
     client.send(command_id, action.command(session_id)).await?;
-    let Some(limit) = limit else {
+    let Some(limit) = limit.filter(|_| action.is_followed()) else {
         let sent = SentJson {
             command_id,
             session_id,
@@ -189,6 +202,7 @@ mod tests {
                 steps: Vec::new(),
                 published: None,
                 mounted: None,
+                recovery: None,
                 waiting: None,
                 warnings: Vec::new(),
                 reason: None,

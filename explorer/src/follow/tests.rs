@@ -78,6 +78,7 @@ fn detail(status: SessionStatus, sequence: u64) -> SessionDetail {
         steps: samples::timings(),
         published: (status == SessionStatus::Published).then(samples::published),
         mounted: None,
+        recovery: None,
         waiting: None,
         warnings: Vec::new(),
         reason: None,

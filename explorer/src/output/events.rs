@@ -1,5 +1,6 @@
 //! One event as one line.
 
+use common::messages::SwitchoverMode;
 use common::messages::{Event, EventBody, RawEnvelope, Severity};
 use jiff::tz::TimeZone;
 
@@ -58,6 +59,31 @@ fn describe(body: &EventBody) -> String {
             published.host, published.port, published.timeline, published.reached_lsn
         ),
         EventBody::Mounted(mounted) => format!("mounted: {}", mounted.mount_point.display()),
+        EventBody::ReadyForSwitchover(ready) => {
+            format!("ready for switchover, {} KiB behind", ready.lag.bytes >> 10)
+        }
+        EventBody::ReplicationLag(seen) => {
+            format!("{} KiB, {} ms behind", seen.lag.bytes >> 10, seen.lag.ms)
+        }
+        EventBody::SwitchoverChanged(changed) => match changed.switchover {
+            SwitchoverMode::Auto => "switches over as soon as it is ready".to_owned(),
+            SwitchoverMode::Manual => "switches over when someone asks for it".to_owned(),
+            SwitchoverMode::At { at } => format!("switches over at {at}"),
+        },
+        EventBody::SwitchingOver(_) => "switches over".to_owned(),
+        EventBody::SwitchoverFailed(failed) => {
+            format!(
+                "the switchover went back at {}: {}",
+                failed.step, failed.problem
+            )
+        }
+        EventBody::SwitchedOver(done) => format!(
+            "switched over: {}:{}, {} without writes, {} without service",
+            done.host,
+            done.port,
+            human::duration_ms(done.without_writes_ms),
+            human::duration_ms(done.without_service_ms)
+        ),
         EventBody::Waiting(waiting) => {
             let until = match waiting.next_attempt_at {
                 Some(at) => format!("for the next attempt at {at}"),

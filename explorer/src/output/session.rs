@@ -1,6 +1,9 @@
 //! One session: the block at the end of `publish` and friends, and the whole of `explorer session`.
 
-use common::messages::{Mounted, Published, SessionDetail, StepTiming, Waiting};
+use common::messages::{
+    Lag, Mounted, Published, ReadyForSwitchover, SessionDetail, StepTiming, SwitchedOver,
+    SwitchoverMode, Waiting,
+};
 use common::problem::Problem;
 use jiff::tz::TimeZone;
 use serde::Serialize;
@@ -18,6 +21,10 @@ pub(crate) struct OutcomeJson {
     attempt: u32,
     published: Option<Published>,
     mounted: Option<Mounted>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ready_for_switchover: Option<ReadyForSwitchover>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    switched_over: Option<SwitchedOver>,
     waiting: Option<Waiting>,
     problem: Option<Problem>,
     steps: Vec<StepTiming>,
@@ -41,6 +48,8 @@ impl OutcomeJson {
             attempt: view.attempt,
             published: view.published.clone(),
             mounted: view.mounted.clone(),
+            ready_for_switchover: view.ready.clone(),
+            switched_over: view.switched_over.clone(),
             waiting: view.waiting.clone(),
             problem: view.problem.clone(),
             steps: view.steps.iter().filter_map(done).collect(),
@@ -60,6 +69,19 @@ pub(crate) fn outcome(followed: &Followed, zone: &TimeZone) -> String {
     let took = human::duration_ms(milliseconds(followed));
     let head = |word: &str| format!("session {id} is {word} after {took}\n");
     match &followed.end {
+        End::Reached if view.switched_over.is_some() => {
+            let block = view.switched_over.as_ref().map(switched_over_block);
+            head("switched over") + &block.unwrap_or_default()
+        }
+        End::Reached if view.ready.is_some() => {
+            let published = view.published.as_ref();
+            let published = published.map(|published| published_block(published, zone));
+            let ready = view.ready.as_ref().map(|ready| ready_block(ready, zone));
+            head("ready for switchover")
+                + &published.unwrap_or_default()
+                + &ready.unwrap_or_default()
+                + &next("switchover", id)
+        }
         End::Reached => match (&view.published, &view.mounted) {
             (Some(published), _) => {
                 head("published") + &published_block(published, zone) + &next("unpublish", id)
@@ -84,6 +106,46 @@ pub(crate) fn outcome(followed: &Followed, zone: &TimeZone) -> String {
             head(&status.as_str().to_lowercase()) + &line("log", &format!("explorer session {id}"))
         }
     }
+}
+
+fn ready_block(ready: &ReadyForSwitchover, zone: &TimeZone) -> String {
+    line("behind", &lag(ready.lag)) + &line("switchover", &mode(ready.switchover, zone))
+}
+
+fn lag(lag: Lag) -> String {
+    format!("{} KiB, {} ms", lag.bytes >> 10, lag.ms)
+}
+
+fn mode(mode: SwitchoverMode, zone: &TimeZone) -> String {
+    match mode {
+        SwitchoverMode::Auto => "as soon as it is ready".to_owned(),
+        SwitchoverMode::Manual => "when someone asks for it".to_owned(),
+        SwitchoverMode::At { at } => format!("at {}", human::time(at, zone)),
+    }
+}
+
+fn switched_over_block(switched_over: &SwitchedOver) -> String {
+    let port = switched_over.port;
+    [
+        line(
+            "connect",
+            &format!("psql -h {} -p {port}", switched_over.host),
+        ),
+        line("version", &format!("PostgreSQL {}", switched_over.version)),
+        line("data", &switched_over.data_directory.display().to_string()),
+        line("timeline", &switched_over.timeline.to_string()),
+        line("run by", &switched_over.manager),
+        line(
+            "pause",
+            &format!(
+                "{} without writes, {} without service",
+                human::duration_ms(switched_over.without_writes_ms),
+                human::duration_ms(switched_over.without_service_ms)
+            ),
+        ),
+        line("steps", &steps(&switched_over.steps)),
+    ]
+    .concat()
 }
 
 fn line(name: &str, value: &str) -> String {
@@ -176,6 +238,16 @@ pub(crate) fn detail(detail: &SessionDetail, zone: &TimeZone) -> String {
             if !detail.steps.is_empty() {
                 text += &line("steps", &steps(&detail.steps));
             }
+        }
+    }
+    if let Some(recovery) = &detail.recovery {
+        text += &line("final", &recovery.data_directory.display().to_string());
+        text += &line("switchover", &mode(recovery.switchover, zone));
+        if let Some(behind) = recovery.lag {
+            text += &line("behind", &lag(behind));
+        }
+        if let Some(switched_over) = &recovery.switched_over {
+            text += &switched_over_block(switched_over);
         }
     }
     match (&detail.waiting, &summary.problem) {
@@ -291,6 +363,7 @@ session 0190b5a8-7c3a-7def-8123-456789abcdef is waiting after 3.2 s
             steps: samples::timings(),
             published: None,
             mounted: None,
+            recovery: None,
             waiting: Some(samples::waiting()),
             warnings: Vec::new(),
             reason: Some("check invoice 17".into()),

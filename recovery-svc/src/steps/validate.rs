@@ -1,11 +1,13 @@
 //! Validate: the target answers and has what the session needs, before anything is made.
 
-use common::agent::hand::{InstanceStatus, Request, Response, VolumeFacts};
+use common::agent::hand::{
+    InstanceStatus, RecoveryAction, RecoveryResponse, Request, Response, VolumeFacts,
+};
 use common::ids::SessionId;
 use common::problem::{ErrorCode, Problem};
 use common::session::{Phase, StepOutcome};
 
-use super::{Grip, Run};
+use super::{Grip, Run, recovery};
 use crate::hand::{LOOK_FOR, unexpected};
 use crate::stored::{SESSION, Stored};
 
@@ -51,16 +53,30 @@ pub(super) async fn run(run: Run<'_>) -> Result<StepOutcome, Problem> {
             }
             other => return Err(unexpected("a list of PostgreSQL", &other)),
         }
+        let will_be_free = final_place_is_fit(&run, &hand).await? == Some(port);
         if !own_instance_runs(&run, &hand).await? {
             port_is_ours(&run, port).await?;
-            hand.act(Request::CheckPort {
-                port,
-                listen_addresses: run.target()?.listen_addresses.clone(),
-            })
-            .await?;
+            if !will_be_free {
+                hand.act(Request::CheckPort {
+                    port,
+                    listen_addresses: run.target()?.listen_addresses.clone(),
+                })
+                .await?;
+            }
         }
     }
     Ok(StepOutcome::Done)
+}
+
+/// Whether a recovery may use its directories; the port of a PostgreSQL that runs there and will be stopped.
+async fn final_place_is_fit(run: &Run<'_>, hand: &Grip<'_>) -> Result<Option<u16>, Problem> {
+    if run.state().spec.recovery.is_none() {
+        return Ok(None);
+    }
+    match recovery::ask(hand, run.state(), RecoveryAction::Check, LOOK_FOR).await? {
+        RecoveryResponse::Checked { running_port, .. } => Ok(running_port),
+        other => Err(recovery::unfitting(&other)),
+    }
 }
 
 /// The rule: the configured least, or 5 % of the volume where that is more.

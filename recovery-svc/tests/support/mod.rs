@@ -574,6 +574,8 @@ fn answer(target: &mut Target, message: Internal) -> Internal {
                 mount_point,
                 postgresql_major: 15,
                 end_lsn: Some("0/3000100".to_owned()),
+                size_bytes: 1 << 20,
+                tablespaces: Default::default(),
                 passthrough: true,
                 passthrough_reason: None,
             }
