@@ -15,7 +15,8 @@ use agent::cache::tree::{finish_of, write_chunk};
 use agent::supervisor;
 use agent::worker::client;
 use common::agent::hand::{
-    MountOptions, MountStatus, PROTOCOL_VERSION, SessionPlace, TreeEntry, TreeEntryKind,
+    CacheAfterwards, MountOptions, MountStatus, PROTOCOL_VERSION, SessionPlace, TreeEntry,
+    TreeEntryKind,
 };
 use common::agent::pages::PageFrame;
 use common::problem::Problem;
@@ -146,8 +147,22 @@ impl Fixture {
         }
     }
 
+    /// Kills supervisor and worker in the same moment: neither can finish anything, and the mount is dead.
+    pub(crate) fn kill_mount(&self) {
+        use rustix::process::{Pid, Signal, kill_process};
+        let supervisor = i32::try_from(self.status().supervisor_pid).unwrap();
+        let supervisor = Pid::from_raw(supervisor).unwrap();
+        kill_process(supervisor, Signal::STOP).unwrap();
+        self.kill_worker();
+        kill_process(supervisor, Signal::KILL).unwrap();
+        wait_for("the mount is dead", Duration::from_secs(10), || {
+            !supervisor::is_supervised(&self.place)
+                && client::status(&self.place).is_ok_and(|status| status.is_none())
+        });
+    }
+
     pub(crate) fn unmount(&self) {
-        client::stop(&self.place).unwrap();
+        client::stop(&self.place, CacheAfterwards::Kept).unwrap();
     }
 }
 
@@ -166,7 +181,7 @@ impl Drop for Fixture {
         if let Some(server) = &self.server {
             server.stop.store(true, Ordering::Relaxed);
         }
-        client::stop(&self.place).ok();
+        client::stop(&self.place, CacheAfterwards::Discarded).ok();
         if let Some(server) = self.server.take() {
             server.thread.join().ok();
         }

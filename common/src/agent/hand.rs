@@ -165,10 +165,13 @@ pub enum Request {
         /// Where.
         place: SessionPlace,
     },
-    /// Unmount and end worker and supervisor; the write cache stays. Answered by [`Response::Done`].
+    /// Unmount and end worker and supervisor. Answered by [`Response::Done`].
     Unmount {
         /// Where.
         place: SessionPlace,
+        /// What becomes of the write cache.
+        #[serde(default)]
+        cache: CacheAfterwards,
     },
     /// Remove the session's directories, write cache included. Refused while mounted or while PostgreSQL runs. Answered by [`Response::Done`].
     RemoveSession {
@@ -223,6 +226,16 @@ pub enum Request {
         /// The statement; at most 1,000 rows of text come back.
         sql: String,
     },
+}
+
+/// What becomes of a write cache when its mount ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CacheAfterwards {
+    /// It may be mounted again: everything in it is made durable before the mount is said to have ended.
+    #[default]
+    Kept,
+    /// It is removed next, so that nothing of it is worth a flush.
+    Discarded,
 }
 
 /// What the hand answers.
