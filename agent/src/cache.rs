@@ -5,9 +5,11 @@
 //! then the map that says that the data is here.
 
 pub mod answered;
+pub mod barrier;
 pub mod catalog;
 pub mod content;
 pub mod disk;
+pub mod flush;
 pub mod namespace;
 pub mod node;
 pub mod presence;
