@@ -18,6 +18,7 @@ pub mod runtime;
 pub mod store;
 pub mod tree;
 pub mod upkeep;
+pub mod writeback;
 
 /// Grain of the presence map, in bytes: a PostgreSQL page.
 pub const GRANULE_BYTES: u64 = 8192;

@@ -1,6 +1,7 @@
 //! The process that keeps a mount: holds the FUSE device, the INIT request and the runtime journal, keeps a
 //! worker running, and does nothing else, so that it has no reason to die.
 
+mod fence;
 mod keep;
 
 use std::fs::{File, OpenOptions};
@@ -210,13 +211,17 @@ pub fn run(spec: &SuperviseSpec) -> Result<(), Problem> {
     std::fs::write("/proc/self/oom_score_adj", "-1000").ok();
     // A mount that a dead supervisor left behind.
     unmount(&spec.place).map_err(io_problem("unmount what was left".to_owned()))?;
-    let mut kept = mount(spec)?;
-    raise_read_ahead(&spec.place.mount_point());
+    fence::wait(&spec.place)?;
+    let kept = mount(spec)?;
+    if let Some(device) = fence::device_of(&spec.place.mount_point()) {
+        raise_read_ahead(device);
+        fence::raise(&spec.place, device)?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(io_problem("start the runtime".to_owned()))?;
-    let result = runtime.block_on(keep::keep_worker(spec, &mut kept));
+    let result = runtime.block_on(keep::keep_worker(spec, &kept));
     unmount(&spec.place).map_err(io_problem("unmount".to_owned()))?;
     std::fs::remove_file(spec.place.agent_socket()).ok();
     result
@@ -306,29 +311,9 @@ fn mount(spec: &SuperviseSpec) -> Result<Kept, Problem> {
 }
 
 // The kernel offers 128 KiB and the protocol can only lower it.
-fn raise_read_ahead(point: &Path) {
-    let raise = |device: u64| {
-        let path = format!(
-            "/sys/class/bdi/{}:{}/read_ahead_kb",
-            rustix::fs::major(device),
-            rustix::fs::minor(device)
-        );
-        std::fs::write(&path, READ_AHEAD_KIB.to_string())
-    };
-    // Not by stat: nobody answers yet.
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let wanted = point.to_string_lossy();
-    let device = table.lines().find_map(|line| {
-        let mut words = line.split(' ');
-        let device = words.nth(2)?;
-        (words.nth(1)? == wanted).then_some(device)?.split_once(':')
-    });
-    let Some((major, minor)) = device else {
-        return;
-    };
-    if let (Ok(major), Ok(minor)) = (major.parse(), minor.parse())
-        && let Err(error) = raise(rustix::fs::makedev(major, minor))
-    {
+fn raise_read_ahead((major, minor): (u32, u32)) {
+    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB.to_string()) {
         tracing::info!(%error, "read-ahead stays as the kernel has it");
     }
 }

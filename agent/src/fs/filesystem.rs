@@ -51,7 +51,6 @@ impl Filesystem for MountFs {
             config.set_max_stack_depth(1).ok();
             Ok(())
         };
-        self.passthrough = outcome.is_ok();
         let mut told = self
             .parts
             .passthrough_outcome

@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use common::agent::hand::CacheAfterwards;
-use common::problem::Problem;
+use common::problem::{ErrorCode, Problem};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
@@ -51,7 +51,7 @@ impl Told {
 }
 
 /// Keeps a worker running until told to end or until the mount is gone.
-pub(super) async fn keep_worker(spec: &SuperviseSpec, kept: &mut Kept) -> Result<(), Problem> {
+pub(super) async fn keep_worker(spec: &SuperviseSpec, kept: &Kept) -> Result<(), Problem> {
     let mut told = Told::listen().map_err(io_problem("listen to signals".to_owned()))?;
     let mut starts = 0;
     let mut pause = Duration::ZERO;
@@ -81,6 +81,17 @@ pub(super) async fn keep_worker(spec: &SuperviseSpec, kept: &mut Kept) -> Result
         if !is_mounted(&spec.place) {
             return Ok(());
         }
+        if !(spec.options.replace_workers && can_resend(&kept.init)) {
+            // The end of the last descriptor of the device fails what was under way.
+            return Err(Problem::new(
+                ErrorCode::MountFailed,
+                format!(
+                    "the worker of {} ended, and its requests cannot be sent to another",
+                    spec.place.session_id
+                ),
+                "retry the session: its write cache is kept; Linux 6.9 and later replace a worker unnoticed",
+            ));
+        }
         if started_at.elapsed() > HEALTHY_AFTER {
             pause = Duration::ZERO;
             continue;
@@ -91,6 +102,20 @@ pub(super) async fn keep_worker(spec: &SuperviseSpec, kept: &mut Kept) -> Result
             _ = told.to_end() => return Ok(()),
         }
     }
+}
+
+/// Whether the kernel says in its first request that it can send requests again.
+fn can_resend(init: &[u8]) -> bool {
+    // struct fuse_in_header has 40 bytes; fuse_init_in begins with major, minor, max_readahead, flags, flags2.
+    const FLAGS_AT: usize = 40 + 12;
+    const INIT_EXT: u32 = 1 << 30;
+    const HAS_RESEND: u32 = 1 << (39 - 32);
+    let word = |at: usize| {
+        let bytes = init.get(at..)?.first_chunk::<4>()?;
+        Some(u32::from_ne_bytes(*bytes))
+    };
+    let has = |at, flag| word(at).is_some_and(|word| word & flag != 0);
+    has(FLAGS_AT, INIT_EXT) && has(FLAGS_AT + 4, HAS_RESEND)
 }
 
 // The end of its input has told the worker to make everything durable and to end.
@@ -121,4 +146,23 @@ fn spawn_worker(spec: &SuperviseSpec, kept: &Kept, starts: u32) -> io::Result<Ch
         .stdout(Stdio::null())
         .kill_on_drop(true)
         .spawn()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_can_send_requests_again_is_told_from_an_older_one() {
+        let init = |flags: u32, flags2: u32| {
+            let mut bytes = vec![0; 40 + 12];
+            bytes.extend(flags.to_ne_bytes());
+            bytes.extend(flags2.to_ne_bytes());
+            bytes
+        };
+        assert!(can_resend(&init(1 << 30, 1 << 7)));
+        assert!(!can_resend(&init(0, 1 << 7)));
+        assert!(!can_resend(&init(1 << 30, 1 << 6)));
+        assert!(!can_resend(&init(1 << 30, 1 << 7)[..54]));
+    }
 }

@@ -25,6 +25,8 @@ struct Content {
     pending: Vec<Effect>,
     // Stands in for the time of the last change.
     changes: i64,
+    // Ranges whose writing was begun.
+    written_back: Vec<(u64, u64)>,
 }
 
 impl Content {
@@ -113,6 +115,15 @@ impl VolatileDisk {
             }
         }
         after
+    }
+
+    /// Takes what of a node's data file was begun to be written.
+    pub(crate) fn take_written_back(&self, ino: Ino) -> Vec<(u64, u64)> {
+        let names = self.names.lock().unwrap();
+        let content = names.get(&DiskName::Data(ino)).cloned();
+        content.map_or_else(Vec::new, |content| {
+            std::mem::take(&mut content.lock().unwrap().written_back)
+        })
     }
 
     fn keep_names(&self, which: impl Fn(&DiskName) -> bool) {
@@ -213,7 +224,8 @@ impl DiskFile for VolatileFile {
         Ok(())
     }
 
-    fn start_writeback(&self, _offset: u64, _length: u64) -> io::Result<()> {
+    fn start_writeback(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.0.lock().unwrap().written_back.push((offset, length));
         Ok(())
     }
 

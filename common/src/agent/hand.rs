@@ -361,6 +361,16 @@ pub struct MountOptions {
     pub small_file_bytes: u64,
     /// Whether passthrough may be used where the kernel offers it.
     pub passthrough: bool,
+    /// Whether a worker that has died is replaced where the kernel can send its requests again (Linux 6.9); else the
+    /// mount ends with its worker, so that nobody waits for an answer that never comes.
+    #[serde(default = "MountOptions::replace_workers")]
+    pub replace_workers: bool,
+}
+
+impl MountOptions {
+    fn replace_workers() -> bool {
+        true
+    }
 }
 
 impl Default for MountOptions {
@@ -369,6 +379,7 @@ impl Default for MountOptions {
             base_wait_s: 900,
             small_file_bytes: 8 * 1024 * 1024,
             passthrough: true,
+            replace_workers: true,
         }
     }
 }
