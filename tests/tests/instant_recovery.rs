@@ -1,0 +1,326 @@
+//! Instant recovery, whole: online at once, replicated behind, switched over, while clients never stop writing.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use common::messages::{SessionDetail, SessionStatus};
+use tests::account::{self, Account};
+use tests::leftovers;
+use tests::postgres::{
+    BackupOptions, Installation, TestPostgres, as_postgres, give_to_postgres, installations, run,
+};
+use tests::system::{FAST, SystemOptions, TestSystem};
+use tests::{tree_hash, wait};
+
+const DATABASE: &str = "shop";
+const CLIENTS: u8 = 4;
+
+fn say(text: &str) {
+    use std::io::Write;
+    writeln!(std::io::stderr(), "{text}").ok();
+}
+
+/// An original that has a backup, and a system that can recover it.
+struct World {
+    system: TestSystem,
+    original: TestPostgres,
+    installation: Installation,
+    // Where its WAL is archived to.
+    archive: tempfile::TempDir,
+    _repository: tempfile::TempDir,
+}
+
+impl World {
+    async fn new(major: u32) -> Result<Self> {
+        let installation = installations()
+            .into_iter()
+            .find(|installation| installation.major == major)
+            .with_context(|| format!("PostgreSQL {major} is not installed; ./test installs it"))?;
+        let mut original = TestPostgres::start_new(&installation)?;
+        let private = |prefix: &str| -> Result<tempfile::TempDir> {
+            let directory = tempfile::Builder::new()
+                .prefix(prefix)
+                .tempdir_in("/var/tmp")?;
+            give_to_postgres(directory.path())?;
+            Ok(directory)
+        };
+        let archive = private("pginstant-archive-")?;
+        let command = format!("test ! -f {0}/%f && cp %p {0}/%f", archive.path().display());
+        for setting in [
+            "archive_mode = on",
+            &format!("archive_command = '{command}'"),
+            "work_mem = '5MB'",
+            "fsync = on",
+        ] {
+            original.psql("postgres", &format!("ALTER SYSTEM SET {setting}"))?;
+        }
+        original.stop("fast")?;
+        original.start()?;
+        original.psql("postgres", &format!("CREATE DATABASE {DATABASE}"))?;
+        original.pgbench(DATABASE, &["-i", "-q", "-s", "2"])?;
+        original.psql(DATABASE, "CREATE EXTENSION amcheck")?;
+        original.psql(DATABASE, account::TABLES)?;
+        let repository = private("pginstant-repository-")?;
+        original.backup(&repository.path().join("monday"), &BackupOptions::default())?;
+        let options = SystemOptions {
+            target_lines: format!(
+                "program_directories = [\"{}\"]\nhba_lines = [\"host all all 127.0.0.1/32 trust\"]\n",
+                installation.bin.display()
+            ),
+            recovery_lines: format!(
+                "{FAST}switchover_wait_s = 20\n[retry.recover]\nautomatic_max = 10\nevery_s = 1\n"
+            ),
+            ..SystemOptions::default()
+        };
+        Ok(Self {
+            system: TestSystem::start_with(repository.path(), options).await?,
+            original,
+            installation,
+            archive,
+            _repository: repository,
+        })
+    }
+
+    /// Begins a recovery to where the original is.
+    async fn recover(&self, switchover: &str) -> Result<String> {
+        let data_directory = self.original.data_directory();
+        let lines = self
+            .system
+            .explorer_json(&[
+                "recover",
+                "--repository",
+                "main",
+                "--target",
+                "here",
+                "--data-directory",
+                data_directory.to_str().context("a path in UTF-8")?,
+                "--port",
+                &self.original.port().to_string(),
+                "--replace",
+                "--switchover",
+                switchover,
+                "--no-wait",
+            ])
+            .await?;
+        lines
+            .iter()
+            .find_map(|line| line.get("session_id").and_then(|id| id.as_str()))
+            .map(str::to_owned)
+            .with_context(|| format!("no session id in {lines:?}"))
+    }
+
+    /// Waits until users can work in the published instance.
+    async fn is_online(&self, id: &str) -> Result<SessionDetail> {
+        let what = format!("session {id} is online");
+        wait::find(&what, Duration::from_secs(60), async || {
+            let detail = self.system.session(id).await?;
+            Ok(detail.filter(|detail| detail.published.is_some()))
+        })
+        .await
+    }
+
+    fn moved_aside(&self, id: &str) -> PathBuf {
+        let data = self.original.data_directory();
+        PathBuf::from(format!("{}.before-{id}", data.display()))
+    }
+
+    /// The instance in its final place has the original's ways, a timeline of its own, and sound pages and indexes.
+    fn is_the_original_again(&self, timeline: u32) -> Result<()> {
+        let is = |sql: &str, expected: &str| -> Result<()> {
+            let found = self.original.psql(DATABASE, sql)?;
+            ensure!(found == expected, "{sql}: {found} instead of {expected}");
+            Ok(())
+        };
+        is("SHOW archive_mode", "on")?;
+        is("SHOW work_mem", "5MB")?;
+        is("SHOW restore_command", "")?;
+        is("SHOW primary_conninfo", "")?;
+        is("SHOW default_transaction_read_only", "off")?;
+        is("SELECT pg_is_in_recovery()", "f")?;
+        is("SELECT count(*) FROM pg_replication_slots", "0")?;
+        is(
+            "SELECT timeline_id FROM pg_control_checkpoint()",
+            &timeline.to_string(),
+        )?;
+        ensure!(timeline >= 3, "timeline {timeline} is the published one's");
+        let history = self.archive.path().join(format!("{timeline:08X}.history"));
+        tests::postgres::wait_until("the new timeline's history is archived", || {
+            history.exists()
+        })?;
+        run(self
+            .original
+            .client("pg_amcheck")
+            .args(["--heapallindexed", "-d", DATABASE]))?;
+        self.original.stop("fast")?;
+        run(as_postgres(&self.installation.bin.join("pg_checksums"))
+            .args(["--check", "-D"])
+            .arg(self.original.data_directory()))?;
+        Ok(())
+    }
+}
+
+async fn recovers_to_the_original_location(major: u32) -> Result<()> {
+    let world = World::new(major).await?;
+    let id = world.recover("auto").await?;
+    world.is_online(&id).await?;
+    let account = Account::open(world.original.port(), DATABASE, CLIENTS);
+    let detail = world.system.reaches(&id, SessionStatus::Completed).await?;
+    // From here on they work in the final instance.
+    let before = account.acknowledged();
+    wait::until("clients go on", Duration::from_secs(30), async || {
+        account.acknowledged() > before + 100
+    })
+    .await?;
+    let report = account.close().await?;
+    let switched_over = detail
+        .recovery
+        .and_then(|recovery| recovery.switched_over)
+        .context("what came of the switchover")?;
+    say(&format!(
+        "PostgreSQL {major}: {report:?}, {} ms without writes, {} ms without service",
+        switched_over.without_writes_ms, switched_over.without_service_ms
+    ));
+    ensure!(report.acknowledged > 200, "{report:?}");
+    ensure!(
+        world.moved_aside(&id).join("PG_VERSION").exists(),
+        "the original is kept"
+    );
+    world.system.nothing_is_left_of(&id)?;
+    world.is_the_original_again(switched_over.timeline)
+}
+
+#[tokio::test]
+async fn an_instance_of_postgresql_15_is_recovered_under_load_without_losing_or_doubling_a_commit()
+-> Result<()> {
+    recovers_to_the_original_location(15).await
+}
+
+#[tokio::test]
+async fn an_instance_of_postgresql_18_is_recovered_under_load_without_losing_or_doubling_a_commit()
+-> Result<()> {
+    recovers_to_the_original_location(18).await
+}
+
+#[tokio::test]
+async fn a_cancelled_recovery_puts_the_original_back_as_it_was_and_starts_it() -> Result<()> {
+    let world = World::new(15).await?;
+    world
+        .original
+        .psql(DATABASE, "CREATE TABLE kept (text text)")?;
+    world
+        .original
+        .psql(DATABASE, "INSERT INTO kept VALUES ('after the backup')")?;
+    let id = world.recover("manual").await?;
+    world
+        .system
+        .reaches(&id, SessionStatus::ReadyForSwitchover)
+        .await?;
+    let aside = tree_hash::of(&world.moved_aside(&id))?;
+    // Started again it changes: it is looked at before, when the mount is released last.
+    let output = world.system.explorer(&["cancel", &id]).await?;
+    ensure!(output.status.success(), "{output:?}");
+    ensure!(!world.moved_aside(&id).exists(), "it is put back");
+    wait::until("the original runs", Duration::from_secs(30), async || {
+        world
+            .original
+            .psql(DATABASE, "SELECT text FROM kept")
+            .ok()
+            .as_deref()
+            == Some("after the backup")
+    })
+    .await?;
+    ensure!(!aside.is_empty());
+    world.system.nothing_is_left_of(&id)?;
+    let standby = world.original.data_directory();
+    let processes = leftovers::processes(&standby);
+    ensure!(!processes.is_empty(), "the original runs as itself");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_stopped_original_is_byte_identical_after_a_cancelled_recovery() -> Result<()> {
+    let world = World::new(15).await?;
+    world.original.stop("fast")?;
+    let before = tree_hash::of(&world.original.data_directory())?;
+    let id = world.recover("manual").await?;
+    world
+        .system
+        .reaches(&id, SessionStatus::ReadyForSwitchover)
+        .await?;
+    let output = world.system.explorer(&["cancel", &id]).await?;
+    ensure!(output.status.success(), "{output:?}");
+    let after = tree_hash::of(&world.original.data_directory())?;
+    ensure!(after == before, "the original changed");
+    world.system.nothing_is_left_of(&id)
+}
+
+#[tokio::test]
+async fn a_published_session_becomes_a_recovery_and_its_switchover_waits_for_the_order()
+-> Result<()> {
+    let world = World::new(15).await?;
+    let port = tests::system::free_port()?.to_string();
+    let (id, detail) = world.system.publish(&["--port", &port]).await?;
+    world
+        .system
+        .sql(
+            &detail,
+            DATABASE,
+            "CREATE TABLE written_before AS SELECT 1 one",
+        )
+        .await?;
+    let place = tempfile::Builder::new()
+        .prefix("pginstant-final-")
+        .tempdir_in("/var/tmp")?;
+    give_to_postgres(place.path())?;
+    let data_directory = place.path().join("data");
+    let data_text = data_directory.to_str().context("a path in UTF-8")?;
+    world
+        .system
+        .explorer_json(&[
+            "recover",
+            "--from-session",
+            &id,
+            "--data-directory",
+            data_text,
+        ])
+        .await?;
+    let detail = world.system.session(&id).await?.context("known")?;
+    ensure!(
+        detail.summary.status == SessionStatus::ReadyForSwitchover,
+        "{}",
+        detail.summary.status
+    );
+    world
+        .system
+        .sql(
+            &detail,
+            DATABASE,
+            "CREATE TABLE written_behind AS SELECT 2 two",
+        )
+        .await?;
+    let output = world.system.explorer(&["switchover", &id]).await?;
+    ensure!(output.status.success(), "{output:?}");
+    say(&String::from_utf8_lossy(&output.stdout));
+    let sum = run(as_postgres(&world.installation.bin.join("psql")).args([
+        "-XAtq",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        &port,
+        "-d",
+        DATABASE,
+        "-c",
+        "SELECT one + two FROM written_before, written_behind",
+    ]));
+    // Ended whatever the answer was, so that nothing is left.
+    run(as_postgres(&world.installation.bin.join("pg_ctl"))
+        .args(["stop", "-w", "-m", "fast", "-D", data_text]))?;
+    let sum = String::from_utf8(sum?.stdout)?;
+    ensure!(sum.trim() == "3", "{sum}");
+    // Another place than the original's: that one has not noticed anything.
+    world
+        .original
+        .psql(DATABASE, "SELECT count(*) FROM ledger")?;
+    world.system.nothing_is_left_of(&id)
+}
