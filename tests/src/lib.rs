@@ -9,6 +9,7 @@ pub mod history;
 pub mod leftovers;
 pub mod postgres;
 pub mod programs;
+pub mod recoverable;
 pub mod shop;
 pub mod small_repository;
 pub mod system;
