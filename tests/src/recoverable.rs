@@ -1,6 +1,6 @@
 //! What tests of instant recoveries share: an original with a backup, a system that recovers it, and what must be true afterwards.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -26,7 +26,7 @@ pub struct World {
     pub installation: Installation,
     // Where its WAL is archived to.
     archive: tempfile::TempDir,
-    _repository: tempfile::TempDir,
+    repository: tempfile::TempDir,
 }
 
 impl World {
@@ -77,8 +77,13 @@ impl World {
             original,
             installation,
             archive,
-            _repository: repository,
+            repository,
         })
+    }
+
+    /// The repository `main`.
+    pub fn repository(&self) -> &Path {
+        self.repository.path()
     }
 
     /// Begins a recovery to where the original is.

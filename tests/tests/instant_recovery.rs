@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use common::messages::SessionStatus;
+use common::messages::{SessionStatus, Severity};
 use tests::account::Account;
+use tests::history::History;
 use tests::leftovers;
 use tests::postgres::{as_postgres, give_to_postgres, run};
 use tests::recoverable::{DATABASE, World};
@@ -180,4 +181,38 @@ async fn a_published_session_becomes_a_recovery_and_its_switchover_waits_for_the
         .original
         .psql(DATABASE, "SELECT count(*) FROM ledger")?;
     world.system.nothing_is_left_of(&id)
+}
+
+#[tokio::test]
+async fn ten_automatic_retries_come_through_the_queue_then_someone_must_ask_and_nothing_is_lost()
+-> Result<()> {
+    let world = World::new(15).await?;
+    let history = History::open(&world.system).await?;
+    world.original.stop("fast")?;
+    let repository = world.repository().to_owned();
+    let away = repository.with_extension("away");
+    std::fs::rename(&repository, &away)?;
+    let id = world.recover("auto").await?;
+    let exhausted = history.until(&id, "retries_exhausted").await;
+    std::fs::rename(&away, &repository)?;
+    let exhausted = exhausted?;
+    ensure!(exhausted.event.head.severity == Severity::Critical);
+    let retries = history.count(&id, "retrying");
+    ensure!(retries == 10, "{retries} automatic retries");
+    let detail = world.system.session(&id).await?.context("known")?;
+    ensure!(
+        detail.summary.status == SessionStatus::WaitingForManualRetry,
+        "{}",
+        detail.summary.status
+    );
+    ensure!(
+        world.original.data_directory().join("PG_VERSION").exists(),
+        "the original is where it was"
+    );
+    let output = world.system.explorer(&["retry", &id]).await?;
+    ensure!(output.status.success(), "{output:?}");
+    let detail = world.system.reaches(&id, SessionStatus::Completed).await?;
+    history.is_gapless(&id)?;
+    let switched_over = detail.recovery.and_then(|r| r.switched_over);
+    world.is_the_original_again(switched_over.context("switched over")?.timeline)
 }
