@@ -156,6 +156,7 @@ pub fn generate(input: &Input<'_>) -> Generated {
     recovery(input, &mut writer);
     libraries(input, &mut writer);
     memory(input, &mut writer);
+    durability(input, &mut writer);
     file_system(input, &mut writer);
     writer.line("\n# As the publisher asked.");
     for (name, value) in input.settings {
@@ -362,6 +363,20 @@ fn memory(input: &Input<'_>, writer: &mut Writer) {
         {
             writer.set(name, format!("{}kB", most / 1024));
             writer.remark(format!("{name} is {} MB to fit this host", most / MIB));
+        }
+    }
+}
+
+/// An original that gives up durability does so for its own reasons; whoever writes to a published instance was promised it.
+fn durability(input: &Input<'_>, writer: &mut Writer) {
+    for name in ["fsync", "full_page_writes"] {
+        writer.set(name, "on");
+        if input
+            .original
+            .get(name)
+            .is_some_and(|value| !parse_boolean(value))
+        {
+            writer.remark(format!("{name} is on: the original has it off"));
         }
     }
 }

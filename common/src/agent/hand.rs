@@ -442,8 +442,6 @@ pub struct InstanceOptions {
 pub struct Prepared {
     /// `shared_preload_libraries` of the original that this host does not have and that are left out.
     pub missing_libraries: Vec<String>,
-    /// WAL position at which recovery will be consistent, as far as `backup_label` and manifest say, `X/X`.
-    pub end_lsn: Option<String>,
     /// Sentences for people about what was changed against the original's configuration.
     pub remarks: Vec<String>,
 }
