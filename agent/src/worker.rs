@@ -3,11 +3,12 @@
 mod attach;
 pub mod client;
 mod control;
+mod probe;
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -19,6 +20,7 @@ use crate::cache::disk::RealDisk;
 use crate::cache::namespace::Owner;
 use crate::cache::store::{Store, StoreParts};
 use crate::cache::tree::Tree;
+use crate::cache::writeback::Writeback;
 use crate::fs::{MountFs, MountFsParts, Transfer};
 use crate::sys;
 
@@ -73,6 +75,12 @@ pub fn run(spec: WorkerSpec) -> anyhow::Result<()> {
         store: store.clone(),
     })?;
     let session = attach::attach(filesystem, device.as_fd(), &spec.init)?;
+    {
+        let mut outcome = passthrough.lock().unwrap_or_else(PoisonError::into_inner);
+        if outcome.is_ok() {
+            *outcome = probe::probe(device.as_fd(), &cache);
+        }
+    }
     let shared = Arc::new(control::Shared {
         spec,
         store: store.clone(),
@@ -96,7 +104,9 @@ pub fn run(spec: WorkerSpec) -> anyhow::Result<()> {
         device = device.as_raw_fd(),
         "serving"
     );
+    let writeback = Writeback::start(store.clone())?;
     session.run().context("serve")?;
+    drop(writeback);
     store.sync_everything().context("make everything durable")
 }
 

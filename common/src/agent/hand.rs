@@ -165,10 +165,13 @@ pub enum Request {
         /// Where.
         place: SessionPlace,
     },
-    /// Unmount and end worker and supervisor; the write cache stays. Answered by [`Response::Done`].
+    /// Unmount and end worker and supervisor. Answered by [`Response::Done`].
     Unmount {
         /// Where.
         place: SessionPlace,
+        /// What becomes of the write cache.
+        #[serde(default)]
+        cache: CacheAfterwards,
     },
     /// Remove the session's directories, write cache included. Refused while mounted or while PostgreSQL runs. Answered by [`Response::Done`].
     RemoveSession {
@@ -223,6 +226,16 @@ pub enum Request {
         /// The statement; at most 1,000 rows of text come back.
         sql: String,
     },
+}
+
+/// What becomes of a write cache when its mount ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CacheAfterwards {
+    /// It may be mounted again: everything in it is made durable before the mount is said to have ended.
+    #[default]
+    Kept,
+    /// It is removed next, so that nothing of it is worth a flush.
+    Discarded,
 }
 
 /// What the hand answers.
@@ -348,6 +361,16 @@ pub struct MountOptions {
     pub small_file_bytes: u64,
     /// Whether passthrough may be used where the kernel offers it.
     pub passthrough: bool,
+    /// Whether a worker that has died is replaced where the kernel can send its requests again (Linux 6.9); else the
+    /// mount ends with its worker, so that nobody waits for an answer that never comes.
+    #[serde(default = "MountOptions::replace_workers")]
+    pub replace_workers: bool,
+}
+
+impl MountOptions {
+    fn replace_workers() -> bool {
+        true
+    }
 }
 
 impl Default for MountOptions {
@@ -356,6 +379,7 @@ impl Default for MountOptions {
             base_wait_s: 900,
             small_file_bytes: 8 * 1024 * 1024,
             passthrough: true,
+            replace_workers: true,
         }
     }
 }
@@ -418,8 +442,6 @@ pub struct InstanceOptions {
 pub struct Prepared {
     /// `shared_preload_libraries` of the original that this host does not have and that are left out.
     pub missing_libraries: Vec<String>,
-    /// WAL position at which recovery will be consistent, as far as `backup_label` and manifest say, `X/X`.
-    pub end_lsn: Option<String>,
     /// Sentences for people about what was changed against the original's configuration.
     pub remarks: Vec<String>,
 }

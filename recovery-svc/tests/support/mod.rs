@@ -292,7 +292,6 @@ impl Hand for ScriptedHands {
             Request::FindPostgresql { .. } => Response::Postgresql(installation()),
             Request::Prepare { .. } => Response::Prepared(Prepared {
                 missing_libraries: vec![],
-                end_lsn: None,
                 remarks: vec!["archive_mode is off".to_owned()],
             }),
             Request::CheckPort { port, .. } if target.running => {
