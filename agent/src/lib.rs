@@ -5,6 +5,7 @@ pub mod cache;
 pub mod fs;
 pub mod hand;
 pub mod postgresql;
+mod recovery;
 pub mod supervisor;
 pub mod sys;
 pub mod worker;

@@ -11,6 +11,7 @@ use super::{host, os_user, port, session, turn};
 use crate::postgresql::instance::{Instance, running};
 use crate::postgresql::query::Asked;
 use crate::postgresql::{find, prepare, query};
+use crate::recovery;
 
 /// Answers requests; cheap to clone.
 #[derive(Clone)]
@@ -93,6 +94,13 @@ impl Hand {
             Request::Unmount { place, cache } => self.mounts.stop(&place, cache).map(done),
             Request::RemoveSession { place } => {
                 let account = os_user::look_up(&place.os_user)?;
+                if let Some(why) = recovery::holds_what_must_stay(&place) {
+                    return Err(Problem::new(
+                        ErrorCode::CacheInUse,
+                        format!("session {} cannot be removed: {why}", place.session_id),
+                        "remove the standby and put the original back first",
+                    ));
+                }
                 let runs = running(&place, &account).is_some();
                 session::remove(&place, self.mounts(), runs).map(done)
             }
@@ -105,6 +113,7 @@ impl Hand {
                 "an attach is answered by the connection itself",
                 "report this",
             )),
+            Request::Recovery(asked) => recovery::answer(&asked, runtime).map(Response::Recovery),
             Request::Prepare { place, instance } => prepare_instance(&place, &instance),
             Request::StartInstance { place, instance } => {
                 let major = major(&instance)?;
@@ -145,6 +154,7 @@ impl Hand {
 pub(super) fn deadline(request: &Request) -> Duration {
     let seconds = match request {
         Request::Hello { .. } => 10,
+        Request::Recovery(asked) => return recovery::deadline(&asked.action),
         Request::StopInstance { timeout_s, .. } => 60 + u64::from(*timeout_s),
         // These read from the mount, which waits for the mount server.
         Request::Prepare { .. } | Request::StartInstance { .. } => 300,

@@ -16,7 +16,7 @@ use super::mounts::MountKeeper;
 use super::os_user::Account;
 
 /// Deepest directory that a removal goes into.
-const DEPTH_MAX: u32 = 64;
+pub(crate) const DEPTH_MAX: u32 = 64;
 
 /// Makes the session's directories, or finds them as they should be.
 pub fn create(place: &SessionPlace, account: &Account) -> Result<(), Problem> {
@@ -255,7 +255,7 @@ fn io(path: &Path, error: Errno) -> Problem {
 }
 
 /// Removes a directory and what is in it, staying on one device and following nothing.
-fn remove_tree(
+pub(crate) fn remove_tree(
     parent: std::os::fd::BorrowedFd<'_>,
     name: &str,
     device: u64,

@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::agent::hand::{Request, SessionPlace};
+use common::agent::hand::{RecoveryAction, Request, SessionPlace};
 use common::problem::{ErrorCode, Problem};
 use rustix::fs::{FlockOperation, OFlags};
 
@@ -41,7 +41,17 @@ fn touch(request: &Request) -> Touch<'_> {
         | Request::Mount { place, .. }
         | Request::Prepare { place, .. }
         | Request::StartInstance { place, .. } => Touch::Inside(place),
-        Request::Hello { .. }
+        Request::Recovery(asked) if crate::recovery::changes(&asked.action) => {
+            match asked.action {
+                // These undo: what is undone may never have been begun.
+                RecoveryAction::PutBack | RecoveryAction::RemoveStandby { .. } => {
+                    Touch::Anything(&asked.place)
+                }
+                _ => Touch::Inside(&asked.place),
+            }
+        }
+        Request::Recovery(_)
+        | Request::Hello { .. }
         | Request::HostFacts { .. }
         | Request::CheckOsUser { .. }
         | Request::FindPostgresql { .. }

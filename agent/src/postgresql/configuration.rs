@@ -11,6 +11,9 @@ const MIB: u64 = 1024 * 1024;
 const SHARED_BUFFERS_DEFAULT_BYTES: u64 = 128 * MIB;
 const SHARED_BUFFERS_MAX_BYTES: u64 = 1024 * MIB;
 
+/// WAL senders, and slots, that replicating takes, with one to spare.
+const REPLICATION_LEAST: u64 = 4;
+
 /// Settings that nobody may change: they would let the instance harm production, or lose it to us.
 pub const RESERVED: [&str; 13] = [
     "archive_mode",
@@ -29,7 +32,7 @@ pub const RESERVED: [&str; 13] = [
 ];
 
 /// Libraries of the original by setting, checked by the caller against the host.
-const LIBRARY_SETTINGS: [&str; 3] = [
+pub const LIBRARY_SETTINGS: [&str; 3] = [
     "shared_preload_libraries",
     "session_preload_libraries",
     "local_preload_libraries",
@@ -154,6 +157,7 @@ pub fn generate(input: &Input<'_>) -> Generated {
     places(input, &mut writer);
     harmlessness(input, &mut writer);
     recovery(input, &mut writer);
+    replication(input, &mut writer);
     libraries(input, &mut writer);
     memory(input, &mut writer);
     durability(input, &mut writer);
@@ -296,33 +300,60 @@ fn recovery(input: &Input<'_>, writer: &mut Writer) {
     for (name, _, default) in super::control_data::STANDBY_LIMITS {
         let original = input.original.get(name).and_then(|v| v.parse().ok());
         let original = original.unwrap_or(default);
-        let value = input
+        let mut value = input
             .least
             .get(name)
             .map_or(original, |least| original.max(*least));
+        if name == "max_wal_senders" {
+            value = value.max(REPLICATION_LEAST);
+        }
         writer.set(name, value.to_string());
     }
 }
 
+/// An instant recovery replicates the published instance to its final place: a copy, its WAL, and the standby.
+fn replication(input: &Input<'_>, writer: &mut Writer) {
+    let was = |name: &str| input.original.get(name);
+    if was("wal_level").is_some_and(|level| level.eq_ignore_ascii_case("minimal")) {
+        writer.set("wal_level", "replica");
+    }
+    let slots = was("max_replication_slots").and_then(|v| v.parse::<u64>().ok());
+    if slots.is_some_and(|slots| slots < REPLICATION_LEAST) {
+        writer.set("max_replication_slots", REPLICATION_LEAST.to_string());
+    }
+    // The standby's WAL must wait for it, however long its copy takes.
+    if input.major >= 13 {
+        writer.set("max_slot_wal_keep_size", "-1");
+    }
+    if input.major >= 18 {
+        writer.set("idle_replication_slot_timeout", "0");
+    }
+}
+
+/// A list of libraries without those that are missing; `None` if it has none of them.
+pub fn without_libraries(value: &str, missing: &[String]) -> Option<String> {
+    let wanted = parse_list(value);
+    let here: Vec<&String> = wanted
+        .iter()
+        .filter(|name| !missing.contains(name))
+        .collect();
+    // A name that needs quotes keeps them: it may hold a comma or a blank.
+    let plain = |c: char| !c.is_whitespace() && !matches!(c, ',' | '"');
+    let quoted: Vec<String> = here
+        .iter()
+        .map(|name| match name.chars().all(plain) {
+            true => (*name).clone(),
+            false => format!("\"{name}\""),
+        })
+        .collect();
+    (here.len() < wanted.len()).then(|| quoted.join(", "))
+}
+
 fn libraries(input: &Input<'_>, writer: &mut Writer) {
     for setting in LIBRARY_SETTINGS {
-        let wanted = parse_list(input.original.get(setting).unwrap_or_default());
-        let here: Vec<&str> = wanted
-            .iter()
-            .filter(|name| !input.missing_libraries.contains(name))
-            .map(String::as_str)
-            .collect();
-        if here.len() < wanted.len() {
-            // A name that needs quotes keeps them: it may hold a comma or a blank.
-            let plain = |c: char| !c.is_whitespace() && !matches!(c, ',' | '"');
-            let quoted: Vec<String> = here
-                .iter()
-                .map(|name| match name.chars().all(plain) {
-                    true => (*name).to_owned(),
-                    false => format!("\"{name}\""),
-                })
-                .collect();
-            writer.set(setting, quoted.join(", "));
+        let wanted = input.original.get(setting).unwrap_or_default();
+        if let Some(here) = without_libraries(wanted, input.missing_libraries) {
+            writer.set(setting, here);
         }
     }
     for name in input.missing_libraries {

@@ -49,6 +49,11 @@ impl ControlData {
         self.values.get(label)?.parse().ok()
     }
 
+    /// A value by its label.
+    pub fn text(&self, label: &str) -> Option<&str> {
+        self.values.get(label).map(String::as_str)
+    }
+
     /// A WAL position by its label; `0/0` means none.
     pub fn position(&self, label: &str) -> Option<String> {
         let value = self.values.get(label)?;

@@ -26,6 +26,19 @@ pub fn text(lines: &[String], backup: Option<&str>, backup_directory: &Path) -> 
     text
 }
 
+/// Text for an instance that stays and whose backup holds no `pg_hba.conf`: its socket is everybody's, so nobody is trusted there.
+pub fn without_backup(lines: &[String]) -> String {
+    let mut text = String::from(
+        "# Written by pginstant: the backup holds no pg_hba.conf.\nlocal all all peer\nlocal replication all peer\n",
+    );
+    for line in lines {
+        text.push_str(&line.replace(['\n', '\r'], " "));
+        text.push('\n');
+    }
+    text.push_str("host all all samehost scram-sha-256\n");
+    text
+}
+
 /// Text of `pg_ident.conf`: the backup's own user name maps.
 pub fn name_maps(backup: Option<&str>, backup_directory: &Path) -> String {
     let lines = backup.unwrap_or_default().lines();
@@ -95,6 +108,12 @@ mod tests {
             Path::new("/m/data"),
         );
         assert_eq!(maps, "m root postgres\ninclude_dir \"/m/data/maps\"\n");
+    }
+
+    #[test]
+    fn an_instance_that_stays_trusts_nobody() {
+        let text = without_backup(&["host all all 10.0.0.0/8 md5".into()]);
+        assert!(!text.contains("trust") && text.contains("\nhost all all 10.0.0.0/8 md5\n"));
     }
 
     #[test]

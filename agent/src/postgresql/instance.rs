@@ -1,32 +1,19 @@
 //! Starts, watches and stops the session's PostgreSQL. It belongs to nobody but itself: the hand's end does not end it.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::agent::hand::{InstanceOptions, InstanceStatus, SessionPlace};
 use common::problem::{ErrorCode, Problem};
-use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::prepare::{PREPARED_MARKER, RECOVERED_MARKER};
 use super::process::{self, Process};
 use super::query::{Answer, Asked};
+use super::server::{LOG_LINES, Server};
 use super::{configuration, log, query};
-use crate::hand::command::CommandLine;
 use crate::hand::os_user::Account;
 use crate::hand::{failure, write_durably};
-
-/// How long a started server may take to show up among the processes.
-const APPEAR_FOR: Duration = Duration::from_secs(20);
-
-/// How long processes may take to end after SIGQUIT, and after SIGKILL.
-const END_FOR: Duration = Duration::from_secs(10);
-
-/// Lines of the log that a stopped instance shows.
-const LOG_LINES: usize = 20;
 
 /// The session's PostgreSQL.
 #[derive(Debug, Clone)]
@@ -66,134 +53,30 @@ impl Instance<'_> {
             ));
         }
         self.check_socket_path()?;
-        self.clear_leftovers()?;
+        self.server(major).clear_leftovers()?;
         crate::hand::port::check(self.options.port, &self.options.listen_addresses)?;
-        // Complaints of an earlier start must not be taken for those of this one.
-        let log_start = self
-            .account
-            .act(|| std::fs::metadata(self.log_file()).map_or(0, |facts| facts.len()))?;
-        self.account.act(|| self.spawn(major))??;
-        let deadline = Instant::now() + APPEAR_FOR;
-        while Instant::now() < deadline {
-            if let Some(postmaster) = self.postmaster() {
-                return self.watch_beginning(postmaster, log_start);
-            }
-            if self
-                .log_since(log_start)
-                .iter()
-                .any(|line| line.contains("FATAL:"))
-            {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Err(self.did_not_start(log_start))
+        self.server(major).start(&|| self.postmaster())
     }
 
-    /// A configuration or port that cannot work ends the server in its first moments: say so at once.
-    fn watch_beginning(&self, postmaster: Process, log_start: u64) -> Result<(), Problem> {
-        let deadline = Instant::now() + Duration::from_secs(3);
-        while Instant::now() < deadline {
-            if !postmaster.lives() {
-                return Err(self.did_not_start(log_start));
-            }
-            let socket = self.place.socket_directory();
-            if socket
-                .join(format!(".s.PGSQL.{}", self.options.port))
-                .exists()
-            {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
-    }
-
-    fn did_not_start(&self, log_start: u64) -> Problem {
-        let lines = log::last(&self.log_since(log_start), LOG_LINES);
-        let said = lines.iter().rev().find(|l| l.contains("FATAL:")).cloned();
-        Problem::new(
-            ErrorCode::InstanceFailed,
-            format!(
-                "PostgreSQL did not start: {}",
-                said.or_else(|| lines.last().cloned()).unwrap_or_default()
-            ),
-            format!("look at {}", self.log_file().display()),
-        )
-    }
-
-    fn spawn(&self, major: u32) -> Result<(), Problem> {
-        let io_failed = |doing: &str, error| failure(ErrorCode::InstanceFailed, doing, error);
-        let open = || {
-            OpenOptions::new()
-                .append(true)
-                .create(true)
-                .mode(0o600)
-                .open(self.log_file())
-        };
-        let log = open().map_err(|e| io_failed("open PostgreSQL's log", e))?;
-        let errors = open().map_err(|e| io_failed("open PostgreSQL's log", e))?;
-        let configuration_file = self.configuration("postgresql.conf");
-        // setsid takes it out of our session and, by forking, makes init its parent.
-        let status = CommandLine::new("setsid")
-            .args([
-                "--fork".as_ref(),
-                self.options.program_directory.join("postgres").as_os_str(),
-            ])
-            .args(["-D".as_ref(), self.place.data_directory().as_os_str()])
-            .args(["-c", &process::configuration_argument(&configuration_file)])
-            .args(configuration::forced_arguments(
-                major,
-                self.options.port,
-                &self.place.socket_directory(),
-            ))
-            .command()
-            .env_remove("LC_ALL")
-            .stdout(Stdio::from(log))
-            .stderr(Stdio::from(errors))
-            .status()
-            .map_err(|e| io_failed("run setsid", e))?;
-        if status.success() {
-            return Ok(());
-        }
-        Err(Problem::new(
-            ErrorCode::InstanceFailed,
-            format!("setsid could not start PostgreSQL ({status})"),
-            format!("look at {}", self.log_file().display()),
-        ))
-    }
-
-    /// Ends what is left of a postmaster that died, and removes its pid file: PostgreSQL believes a number that is in use again.
-    fn clear_leftovers(&self) -> Result<(), Problem> {
-        let data = self.place.data_directory();
-        let left = process::working_in(&data, self.account.uid);
-        if !left.is_empty() {
-            kill_all(&left, Signal::QUIT);
-            if !wait_for_end(&left, END_FOR) {
-                return Err(Problem::new(
-                    ErrorCode::CacheInUse,
-                    format!(
-                        "processes of an earlier server still work in {}",
-                        data.display()
-                    ),
-                    "end them, or wait until the mount answers again, and retry",
-                ));
-            }
-        }
-        // The socket's lock as well: a dead postmaster that nobody has reaped (containers) still has its number.
+    fn server(&self, major: u32) -> Server<'_> {
         let socket = self.place.socket_directory();
-        let name = format!(".s.PGSQL.{}", self.options.port);
-        let lock = socket.join(format!("{name}.lock"));
-        for file in [data.join("postmaster.pid"), socket.join(name), lock] {
-            match self.account.act(|| std::fs::remove_file(&file))? {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    let doing = format!("remove {}", file.display());
-                    return Err(failure(ErrorCode::IoFailed, doing, error));
-                }
-                _ => {}
-            }
+        let mut arguments = vec![
+            "-c".to_owned(),
+            process::configuration_argument(&self.configuration("postgresql.conf")),
+        ];
+        arguments.extend(configuration::forced_arguments(
+            major,
+            self.options.port,
+            &socket,
+        ));
+        Server {
+            account: self.account,
+            program: self.options.program_directory.join("postgres"),
+            data_directory: self.place.data_directory(),
+            arguments,
+            log: self.log_file(),
+            socket: Some(socket.join(format!(".s.PGSQL.{}", self.options.port))),
         }
-        Ok(())
     }
 
     /// How it is, asked of the server itself where it answers.
@@ -260,35 +143,7 @@ impl Instance<'_> {
         let Some(postmaster) = self.postmaster() else {
             return Ok(());
         };
-        for (signal, limit) in [
-            (Signal::INT, timeout),
-            (Signal::QUIT, END_FOR),
-            (Signal::KILL, END_FOR),
-        ] {
-            let mut all = process::children(postmaster);
-            all.push(postmaster);
-            if signal == Signal::KILL {
-                kill_all(&all, signal);
-            } else {
-                kill_all(&[postmaster], signal);
-            }
-            if wait_for_end(&all, limit) {
-                return Ok(());
-            }
-            tracing::warn!(
-                pid = postmaster.pid,
-                ?signal,
-                "PostgreSQL did not end in time"
-            );
-        }
-        Err(Problem::new(
-            ErrorCode::TimedOut,
-            format!(
-                "PostgreSQL (pid {}) does not end even after SIGKILL",
-                postmaster.pid
-            ),
-            "it waits for the mount: let the mount server return, or unmount the session",
-        ))
+        process::stop(postmaster, timeout)
     }
 
     fn postmaster(&self) -> Option<Process> {
@@ -304,12 +159,8 @@ impl Instance<'_> {
     }
 
     fn log_tail(&self) -> Vec<String> {
-        self.log_since(0)
-    }
-
-    fn log_since(&self, start: u64) -> Vec<String> {
         self.account
-            .act(|| log::tail_since(&self.log_file(), start))
+            .act(|| log::tail_since(&self.log_file(), 0))
             .unwrap_or_default()
     }
 
@@ -344,29 +195,8 @@ impl Instance<'_> {
     }
 }
 
-fn kill_all(processes: &[Process], signal: Signal) {
-    for process in processes {
-        if let Err(error) = process.signal(signal) {
-            tracing::warn!(pid = process.pid, %error, "send a signal to PostgreSQL");
-        }
-    }
-}
-
-fn wait_for_end(processes: &[Process], limit: Duration) -> bool {
-    let deadline = Instant::now() + limit;
-    loop {
-        if !processes.iter().any(Process::lives) {
-            return true;
-        }
-        if Instant::now() >= deadline {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 /// The position at which a timeline left its parent, from the last line of its history file.
-fn switch_position(history: &str) -> Option<String> {
+pub(crate) fn switch_position(history: &str) -> Option<String> {
     let line = history
         .lines()
         .rev()

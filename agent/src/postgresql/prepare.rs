@@ -4,9 +4,7 @@
 //! never sends an instance that has ended recovery back into it: writes made since would be on a timeline left behind.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use common::agent::hand::{InstanceOptions, Prepared, SessionPlace};
@@ -15,14 +13,11 @@ use common::problem::{ErrorCode, Problem};
 use super::configuration::{self, Generated, Input, Paths};
 use super::control_data::{ControlData, STANDBY_LIMITS};
 use super::find;
+use super::host_files::{self, Disk, read_limited};
 use super::log::refused_parameters;
-use super::settings_file::{FileSource, SettingsFile, parse_boolean, parse_list};
-use crate::hand::command::{CommandLine, run};
+use super::settings_file::SettingsFile;
 use crate::hand::os_user::Account;
 use crate::hand::{failure, host, write_durably};
-
-/// Largest configuration file that is read, in bytes.
-const FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// How often the server may be asked whether it takes the configuration: each time it refuses something more.
 const CHECKS_MAX: usize = 8;
@@ -162,33 +157,9 @@ impl Job<'_> {
     }
 
     fn missing_libraries(&self, original: &SettingsFile) -> Vec<String> {
-        let mut directories: Vec<PathBuf> = self.libraries.iter().cloned().collect();
-        for entry in original
-            .get("dynamic_library_path")
-            .unwrap_or_default()
-            .split(':')
-        {
-            if entry.starts_with('/') {
-                directories.push(entry.into());
-            }
-        }
-        if self.libraries.is_none() {
-            // Unknown is not missing: a wrong guess would leave out what is there.
-            return Vec::new();
-        }
-        let is_here = |name: &String| {
-            let file = if name.ends_with(".so") {
-                name.clone()
-            } else {
-                format!("{name}.so")
-            };
-            let below = file.strip_prefix("$libdir/").unwrap_or(&file);
-            directories
-                .iter()
-                .any(|directory| directory.join(below).is_file())
-        };
         let mut missing = configuration::preloaded_libraries(original);
-        missing.retain(|name| !is_here(name));
+        let path = original.get("dynamic_library_path").unwrap_or_default();
+        host_files::keep_missing_libraries(&mut missing, self.libraries.as_deref(), path);
         missing
     }
 
@@ -235,7 +206,7 @@ impl Job<'_> {
             least,
             memory_available_bytes: host::memory_available_bytes(),
             shared_buffers_bytes: self.options.shared_buffers_bytes,
-            tls_files_readable: self.tls_files_readable(original),
+            tls_files_readable: host_files::tls_usable(original, &self.data),
             missing_libraries,
             settings: &self.options.settings,
             refused: &BTreeMap::new(),
@@ -250,7 +221,12 @@ impl Job<'_> {
                 ..input.clone()
             });
             self.write(&file, &generated.text)?;
-            let Err(text) = self.ask_server(&file)? else {
+            let Err(text) = host_files::ask_server(
+                &self.options.program_directory,
+                &self.configuration,
+                &file,
+            )?
+            else {
                 return Ok(generated);
             };
             let more: Vec<_> = refused_parameters(&text)
@@ -271,43 +247,6 @@ impl Job<'_> {
             format!("PostgreSQL refuses the configuration: {}", complaint.trim()),
             "correct the settings of the publish command",
         ))
-    }
-
-    /// The server's own judgement of a configuration; the inner error is what it printed.
-    fn ask_server(&self, file: &Path) -> Result<Result<(), String>, Problem> {
-        let line = CommandLine::new(self.options.program_directory.join("postgres")).args([
-            "-C".to_owned(),
-            "data_directory".to_owned(),
-            "-D".to_owned(),
-            self.configuration.display().to_string(),
-            "-c".to_owned(),
-            super::process::configuration_argument(file),
-        ]);
-        let answer = run(&line)?;
-        Ok(if answer.success {
-            Ok(())
-        } else {
-            Err(answer.stderr)
-        })
-    }
-
-    fn tls_files_readable(&self, original: &SettingsFile) -> bool {
-        let named = |name: &str, default: &str| {
-            let value = original.get(name).unwrap_or(default);
-            (!value.is_empty()).then(|| self.data.join(value))
-        };
-        let files = [
-            named("ssl_cert_file", "server.crt"),
-            named("ssl_key_file", "server.key"),
-            named("ssl_ca_file", ""),
-            named("ssl_crl_file", ""),
-        ];
-        parse_boolean(original.get("ssl").unwrap_or_default())
-            && parse_list(original.get("ssl_passphrase_command").unwrap_or_default()).is_empty()
-            && files
-                .iter()
-                .flatten()
-                .all(|file| read_limited(file).is_ok())
     }
 
     /// An instance that has not ended recovery gets `recovery.signal`, so that it ends on a timeline of its own.
@@ -349,43 +288,10 @@ impl Job<'_> {
     }
 }
 
-struct Disk;
-
-impl FileSource for Disk {
-    fn read(&self, path: &Path) -> io::Result<String> {
-        read_limited(path)
-    }
-    fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
-        std::fs::read_dir(path)?.map(|e| Ok(e?.path())).collect()
-    }
-}
-
 fn read_failed(path: &Path, error: io::Error) -> Problem {
     failure(
         ErrorCode::IoFailed,
         format!("read {}", path.display()),
         error,
     )
-}
-
-/// Reads a regular file; a pipe that a backup may hold must not block us.
-fn read_limited(path: &Path) -> io::Result<String> {
-    let mut file = OpenOptions::new()
-        .read(true)
-        .custom_flags(nonblocking())
-        .open(path)?;
-    let facts = file.metadata()?;
-    if !facts.is_file() || facts.len() > FILE_BYTES_MAX {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "not a regular file of a sensible size",
-        ));
-    }
-    let mut bytes = Vec::new();
-    file.by_ref().take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-fn nonblocking() -> i32 {
-    i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0)
 }

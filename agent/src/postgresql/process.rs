@@ -5,8 +5,13 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use common::problem::{ErrorCode, Problem};
 use rustix::process::{Pid, PidfdFlags, Signal};
+
+/// How long processes may take to end after SIGQUIT, and after SIGKILL.
+pub const END_FOR: Duration = Duration::from_secs(10);
 
 /// A process, safe against reuse of its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +39,83 @@ pub fn postmaster(configuration_file: &Path, uid: u32) -> Option<Process> {
         .iter()
         .find(|(_, parent)| !matching.iter().any(|(other, _)| other.pid == *parent))
         .map(|(process, _)| *process)
+}
+
+/// The process with this number, if it lives.
+pub fn by_number(pid: i32) -> Option<Process> {
+    stat(&PathBuf::from(format!("/proc/{pid}"))).map(|(process, _)| process)
+}
+
+/// Processes of this user that run the program with the argument.
+pub fn with_argument(program: &str, argument: &str, uid: u32) -> Vec<Process> {
+    all()
+        .filter(|path| std::fs::metadata(path).is_ok_and(|m| m.uid() == uid))
+        .filter(|path| {
+            let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
+            let mut words = line.split(|b| *b == 0);
+            let name = words.next().unwrap_or_default();
+            name.rsplit(|b| *b == b'/').next() == Some(program.as_bytes())
+                && words.any(|word| word == argument.as_bytes())
+        })
+        .filter_map(|path| stat(&path))
+        .map(|(process, _)| process)
+        .collect()
+}
+
+/// Stops a postmaster: fast, then immediate, then by killing exactly its processes.
+pub fn stop(postmaster: Process, fast_for: Duration) -> Result<(), Problem> {
+    for (signal, limit) in [
+        (Signal::INT, fast_for),
+        (Signal::QUIT, END_FOR),
+        (Signal::KILL, END_FOR),
+    ] {
+        let mut all = children(postmaster);
+        all.push(postmaster);
+        if signal == Signal::KILL {
+            kill_all(&all, signal);
+        } else {
+            kill_all(&[postmaster], signal);
+        }
+        if wait_for_end(&all, limit) {
+            return Ok(());
+        }
+        tracing::warn!(
+            pid = postmaster.pid,
+            ?signal,
+            "PostgreSQL did not end in time"
+        );
+    }
+    Err(Problem::new(
+        ErrorCode::TimedOut,
+        format!(
+            "PostgreSQL (pid {}) does not end even after SIGKILL",
+            postmaster.pid
+        ),
+        "it waits for the mount: let the mount server return, or unmount the session",
+    ))
+}
+
+/// Sends a signal to each; what has ended is fine.
+pub fn kill_all(processes: &[Process], signal: Signal) {
+    for process in processes {
+        if let Err(error) = process.signal(signal) {
+            tracing::warn!(pid = process.pid, %error, "send a signal to PostgreSQL");
+        }
+    }
+}
+
+/// Waits until none of them lives; whether that came to be.
+pub fn wait_for_end(processes: &[Process], limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        if !processes.iter().any(Process::lives) {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Children of a process.
@@ -70,6 +152,23 @@ pub fn recovering_segment(postmaster: Process) -> Option<String> {
 }
 
 impl Process {
+    /// Whether it leads a session of its own, as what was started by `setsid` does and its children do not.
+    pub fn leads_session(&self) -> bool {
+        let Some(pid) = Pid::from_raw(self.pid) else {
+            return false;
+        };
+        self.lives() && rustix::process::getsid(Some(pid)).is_ok_and(|session| session == pid)
+    }
+
+    /// The words of its command line.
+    pub fn arguments(&self) -> Vec<String> {
+        let line = std::fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        let line = line.strip_suffix(b"\0").unwrap_or(&line);
+        line.split(|b| *b == 0)
+            .map(|word| String::from_utf8_lossy(word).into_owned())
+            .collect()
+    }
+
     /// Whether it still runs; a zombie does not.
     pub fn lives(&self) -> bool {
         stat(&PathBuf::from(format!("/proc/{}", self.pid))).is_some_and(|(now, _)| now == *self)

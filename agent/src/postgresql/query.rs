@@ -17,7 +17,7 @@ const BYTES_MAX: usize = 2 * 1024 * 1024;
 const ANSWER_FOR: Duration = Duration::from_secs(10);
 
 /// How long a query may run.
-const QUERY_FOR: Duration = Duration::from_secs(60);
+pub const QUERY_FOR: Duration = Duration::from_secs(60);
 
 /// Whom to ask.
 #[derive(Debug, Clone, Copy)]
@@ -116,6 +116,16 @@ pub async fn rows(
     database: &str,
     sql: &str,
 ) -> Result<Vec<Vec<Option<String>>>, Problem> {
+    rows_within(asked, database, sql, QUERY_FOR).await
+}
+
+/// Runs one statement that may take this long.
+pub async fn rows_within(
+    asked: &Asked<'_>,
+    database: &str,
+    sql: &str,
+    query_for: Duration,
+) -> Result<Vec<Vec<Option<String>>>, Problem> {
     let session = match connect(asked, database).await {
         Ok(session) => session,
         Err(ConnectFailure::NotYet) => {
@@ -127,7 +137,7 @@ pub async fn rows(
         }
         Err(ConnectFailure::Refused(error)) => return Err(refused(&error)),
     };
-    let limit_ms = QUERY_FOR.as_millis();
+    let limit_ms = query_for.as_millis();
     let work = async {
         let client = &session.client;
         let limit = format!("SET statement_timeout = {limit_ms}");
@@ -137,12 +147,12 @@ pub async fn rows(
             .map_err(|e| refused(&e))?;
         collect(client, sql).await
     };
-    let result = tokio::time::timeout(QUERY_FOR + ANSWER_FOR, work).await;
+    let result = tokio::time::timeout(query_for + ANSWER_FOR, work).await;
     session.close().await;
     result.unwrap_or_else(|_| {
         Err(Problem::new(
             ErrorCode::TimedOut,
-            format!("the statement took longer than {} s", QUERY_FOR.as_secs()),
+            format!("the statement took longer than {} s", query_for.as_secs()),
             "ask for less",
         ))
     })

@@ -41,6 +41,17 @@ impl SettingsFile {
         Ok(file)
     }
 
+    /// What a text without includes holds, as `postgresql.auto.conf` is.
+    pub fn of_text(text: &str) -> Self {
+        let mut file = Self::default();
+        for line in text.lines() {
+            if let Line::Setting(setting) = parse_line(line) {
+                file.settings.push(setting);
+            }
+        }
+        file
+    }
+
     /// The value that holds, if any line sets it.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.settings

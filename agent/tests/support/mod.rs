@@ -1,9 +1,10 @@
 //! A source cluster with a backup, and a session whose mount point holds a copy of it.
 
 #![allow(
+    dead_code,
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    reason = "helpers of tests"
+    reason = "helpers of tests, each of which uses some"
 )]
 
 use std::collections::BTreeMap;
@@ -42,11 +43,11 @@ pub(crate) fn postgresql() -> Vec<PathBuf> {
     found
 }
 
-fn account() -> Account {
+pub(crate) fn account() -> Account {
     look_up(&OsUser::new("postgres").unwrap()).unwrap()
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -54,7 +55,7 @@ fn free_port() -> u16 {
         .port()
 }
 
-fn directory() -> tempfile::TempDir {
+pub(crate) fn directory() -> tempfile::TempDir {
     let directory = tempfile::Builder::new()
         .prefix("hand")
         .tempdir_in("/var/tmp")
@@ -63,7 +64,7 @@ fn directory() -> tempfile::TempDir {
     directory
 }
 
-fn as_postgres(program: &Path, arguments: &[&str]) -> String {
+pub(crate) fn as_postgres(program: &Path, arguments: &[&str]) -> String {
     let output = Command::new("runuser")
         .args(["-u", "postgres", "--"])
         .arg(program)
@@ -83,8 +84,9 @@ fn as_postgres(program: &Path, arguments: &[&str]) -> String {
 
 /// A running source with archiving, a missing library and a tablespace, and its backup.
 pub(crate) struct Cluster {
-    programs: PathBuf,
-    root: tempfile::TempDir,
+    pub(crate) programs: PathBuf,
+    pub(crate) root: tempfile::TempDir,
+    pub(crate) port: u16,
 }
 
 impl Cluster {
@@ -117,6 +119,7 @@ impl Cluster {
         let cluster = Self {
             programs: programs.to_owned(),
             root,
+            port,
         };
         let configuration = format!(
             "port = {port}\nlisten_addresses = ''\nunix_socket_directories = '{socket}'\narchive_mode = on\n\
@@ -231,6 +234,10 @@ pub(crate) struct Published {
 
 impl Published {
     pub(crate) fn of(cluster: &Cluster) -> Self {
+        Self::from_backup(&cluster.programs, &cluster.root.path().join("backup"))
+    }
+
+    pub(crate) fn from_backup(programs: &Path, backup: &Path) -> Self {
         let root = directory();
         let place = SessionPlace {
             session_id: "0190b5a8-7c3a-7def-8123-456789abcdef".parse().unwrap(),
@@ -239,7 +246,7 @@ impl Published {
             os_user: OsUser::new("postgres").unwrap(),
         };
         let options = InstanceOptions {
-            program_directory: cluster.programs.clone(),
+            program_directory: programs.to_owned(),
             port: free_port(),
             listen_addresses: "127.0.0.1".into(),
             hba_lines: vec![],
@@ -262,7 +269,7 @@ impl Published {
             .unwrap();
         let copied = Command::new("cp")
             .arg("-a")
-            .arg(cluster.root.path().join("backup"))
+            .arg(backup)
             .arg(published.place.data_directory())
             .status();
         assert!(copied.unwrap().success());

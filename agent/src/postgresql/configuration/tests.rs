@@ -129,6 +129,22 @@ fn limits_that_recovery_needs_are_never_lowered() {
 }
 
 #[test]
+fn a_published_instance_can_be_replicated_whatever_the_original_allowed() {
+    let none = [
+        ("wal_level", "minimal"),
+        ("max_wal_senders", "0"),
+        ("max_replication_slots", "0"),
+        ("max_slot_wal_keep_size", "1GB"),
+    ];
+    check(&none, "wal_level", Some("replica"));
+    check(&none, "max_wal_senders", Some("4"));
+    check(&none, "max_replication_slots", Some("4"));
+    check(&none, "max_slot_wal_keep_size", Some("-1"));
+    check(&[("wal_level", "logical")], "wal_level", None);
+    check(&[("max_wal_senders", "30")], "max_wal_senders", Some("30"));
+}
+
+#[test]
 fn parameters_exist_only_in_the_versions_that_know_them() {
     for (name, from, to) in [
         ("archive_library", 15, 99),
@@ -140,6 +156,8 @@ fn parameters_exist_only_in_the_versions_that_know_them() {
         ("sync_replication_slots", 17, 99),
         ("effective_io_concurrency", 12, 17),
         ("min_dynamic_shared_memory", 14, 99),
+        ("max_slot_wal_keep_size", 13, 99),
+        ("idle_replication_slot_timeout", 18, 99),
     ] {
         for major in 12..=18 {
             let present = Case::new(major, &[]).value(name).is_some();

@@ -1,0 +1,328 @@
+//! Instant recoveries with real servers: published, copied under load, switched over; the original set aside and put back.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests"
+)]
+
+mod recovery_support;
+mod support;
+
+use std::path::Path;
+
+use agent::postgresql::process;
+use common::agent::hand::{
+    RecoveryAction, RecoveryResponse, Replace, ReplicationStatus, Request, SetAside,
+};
+use common::problem::ErrorCode;
+use recovery_support::{Load, Walk, entries, psql, tree, wait_for};
+use support::{Cluster, Published, account, as_postgres, directory, postgresql};
+
+fn stop(cluster: &Cluster) {
+    let data = cluster.root.path().join("data");
+    as_postgres(
+        &cluster.programs.join("pg_ctl"),
+        &["-D", data.to_str().unwrap(), "-m", "fast", "-w", "stop"],
+    );
+}
+
+fn set_aside(walk: &Walk) -> SetAside {
+    match walk.twice(RecoveryAction::SetAside) {
+        RecoveryResponse::SetAside(moved) => moved,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_published_instance_under_load_becomes_one_that_stays_and_no_row_is_lost() {
+    for programs in postgresql() {
+        let cluster = Cluster::start(&programs);
+        let root = directory();
+        let (data, space) = (root.path().join("data"), root.path().join("space"));
+        let walk = Walk::begin(Published::of(&cluster), &data, &[&space]);
+        walk.start_published();
+        walk.published.value("ALTER SYSTEM SET work_mem = '7MB'");
+        let load = walk.load();
+        let RecoveryResponse::Checked {
+            running_port,
+            occupied,
+        } = walk.ask(RecoveryAction::Check).unwrap()
+        else {
+            unreachable!()
+        };
+        assert_eq!((running_port, occupied.len()), (None, 0));
+        assert!(!data.exists());
+        let moved = set_aside(&walk);
+        assert!(!moved.was_running && moved.moved.is_empty());
+        walk.replicate();
+        walk.start_standby();
+        // Not in the copy and not in the WAL.
+        walk.published
+            .value("ALTER SYSTEM SET maintenance_work_mem = '33MB'");
+        let switched = walk.switch_over();
+        let acknowledged = load.acknowledged();
+
+        let socket = cluster.root.path().join("s");
+        let rows: u64 = walk
+            .final_value(&socket, "SELECT count(*) FROM pgbench_history")
+            .parse()
+            .unwrap();
+        assert!(
+            (acknowledged..=acknowledged + Load::CLIENTS).contains(&rows),
+            "{acknowledged} {rows}"
+        );
+        assert!(rows > 0);
+        for (name, value) in [
+            ("archive_mode", "on"),
+            ("work_mem", "7MB"),
+            ("maintenance_work_mem", "33MB"),
+            ("shared_preload_libraries", "pg_stat_statements"),
+            ("default_transaction_read_only", "off"),
+            ("restore_command", ""),
+        ] {
+            wait_for(name, || {
+                walk.final_value(&socket, &format!("SHOW {name}")) == value
+            });
+        }
+        assert_eq!(
+            walk.final_value(&socket, "SHOW data_directory"),
+            data.to_str().unwrap()
+        );
+        let location = walk.final_value(
+            &socket,
+            "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'space'",
+        );
+        assert_eq!(location, space.to_str().unwrap());
+        assert_eq!(
+            walk.final_value(&socket, "SELECT count(*) FROM in_tablespace"),
+            "1000"
+        );
+        walk.final_value(
+            &socket,
+            "CREATE TABLE written (x int); SELECT pg_switch_wal()",
+        );
+        let archive = cluster.root.path().join("archive");
+        wait_for("the new timeline is archived", || {
+            archive.join("00000003.history").exists()
+        });
+        wait_for("WAL is archived", || {
+            let names = entries(&archive);
+            names.iter().any(|n| {
+                n.file_name()
+                    .unwrap()
+                    .to_str()
+                    .unwrap()
+                    .starts_with("0000000300")
+            })
+        });
+        assert!(
+            switched.manager.contains("pg_ctl -D"),
+            "{}",
+            switched.manager
+        );
+        for words in ["port is", "no_such_library", "take a backup"] {
+            assert!(
+                switched.remarks.iter().any(|r| r.contains(words)),
+                "{words}"
+            );
+        }
+        let removal = RecoveryAction::RemoveStandby { instance: None };
+        assert_eq!(
+            walk.ask(removal).unwrap_err().code,
+            ErrorCode::NotPossibleNow
+        );
+    }
+}
+
+#[test]
+fn an_original_that_is_set_aside_and_put_back_is_as_it_was_to_the_last_byte() {
+    for programs in postgresql() {
+        let cluster = Cluster::start(&programs);
+        stop(&cluster);
+        let (data, space) = (
+            cluster.root.path().join("data"),
+            cluster.root.path().join("space"),
+        );
+        let before = (tree(&data), tree(&space));
+        let walk = Walk::begin(Published::of(&cluster), &data, &[&space]);
+        walk.start_published();
+        let moved = set_aside(&walk);
+        assert_eq!((moved.was_running, moved.moved.len()), (false, 2));
+        let aside = |path: &Path| {
+            moved
+                .moved
+                .iter()
+                .find(|(from, _)| from == path)
+                .unwrap()
+                .1
+                .clone()
+        };
+        assert_eq!((tree(&aside(&data)), tree(&aside(&space))), before);
+        walk.replicate();
+        walk.start_standby();
+        let removal = Request::RemoveSession {
+            place: walk.published.place.clone(),
+        };
+        assert_eq!(
+            walk.published.answer(removal).unwrap_err().code,
+            ErrorCode::CacheInUse
+        );
+        let early = walk.ask(RecoveryAction::PutBack).unwrap_err();
+        assert_eq!(early.code, ErrorCode::NotPossibleNow);
+        let instance = Some(walk.instance());
+        walk.twice(RecoveryAction::RemoveStandby { instance });
+        assert_eq!(
+            walk.published
+                .value("SELECT count(*) FROM pg_replication_slots"),
+            "0"
+        );
+        assert_eq!((entries(&data).len(), entries(&space).len()), (0, 0));
+        walk.twice(RecoveryAction::PutBack);
+        assert_eq!((tree(&data), tree(&space)), before);
+        assert!(!aside(&data).exists() && !aside(&space).exists());
+        // And once more: a cancelled recovery leaves nothing in the way of the next.
+        set_aside(&walk);
+        walk.twice(RecoveryAction::PutBack);
+        assert_eq!((tree(&data), tree(&space)), before);
+    }
+}
+
+#[test]
+fn an_original_that_ran_is_stopped_and_runs_again_when_it_is_put_back() {
+    for programs in postgresql() {
+        let cluster = Cluster::start(&programs);
+        let (data, space, socket) = (
+            cluster.root.path().join("data"),
+            cluster.root.path().join("space"),
+            cluster.root.path().join("s"),
+        );
+        let walk = Walk::begin(Published::of(&cluster), &data, &[&space]);
+        let RecoveryResponse::Checked {
+            running_port,
+            occupied,
+        } = walk.ask(RecoveryAction::Check).unwrap()
+        else {
+            unreachable!()
+        };
+        assert_eq!((running_port, occupied.len()), (Some(cluster.port), 2));
+        let moved = set_aside(&walk);
+        assert!(moved.was_running && moved.manager.unwrap().contains("pg_ctl"));
+        let aside = &moved
+            .moved
+            .iter()
+            .find(|(from, _)| *from == data)
+            .unwrap()
+            .1;
+        assert!(!aside.join("postmaster.pid").exists());
+        walk.twice(RecoveryAction::PutBack);
+        let rows = || {
+            psql(
+                &programs,
+                &socket,
+                cluster.port,
+                "SELECT count(*) FROM in_tablespace",
+            )
+        };
+        assert_eq!(rows(), "1000");
+    }
+}
+
+#[test]
+fn a_copy_that_was_killed_begins_again_over_its_leftovers() {
+    let programs = postgresql().remove(0);
+    let cluster = Cluster::start(&programs);
+    let root = directory();
+    let (data, space) = (root.path().join("data"), root.path().join("space"));
+    let walk = Walk::begin(Published::of(&cluster), &data, &[&space]);
+    walk.start_published();
+    walk.published
+        .value("CREATE TABLE big AS SELECT g, repeat('x', 500) FROM generate_series(1, 300000) g");
+    set_aside(&walk);
+    walk.begin_replication();
+    wait_for("something is copied", || data.join("base").exists());
+    let argument = format!("--pgdata={}", data.display());
+    let copying = process::with_argument("pg_basebackup", &argument, account().uid);
+    process::kill_all(&copying, rustix::process::Signal::KILL);
+    wait_for("the copy has failed", || {
+        matches!(walk.replication(), ReplicationStatus::Failed { .. })
+    });
+    assert!(!entries(&data).is_empty());
+    walk.replicate();
+    walk.start_standby();
+    let instance = Some(walk.instance());
+    walk.twice(RecoveryAction::RemoveStandby { instance });
+    assert!(
+        !data.exists() && !space.exists(),
+        "what was not there is there"
+    );
+}
+
+#[test]
+fn read_only_is_for_all_that_begins_and_is_taken_back() {
+    let programs = postgresql().remove(0);
+    let cluster = Cluster::start(&programs);
+    let root = directory();
+    let (data, space) = (root.path().join("data"), root.path().join("space"));
+    let walk = Walk::begin(Published::of(&cluster), &data, &[&space]);
+    walk.start_published();
+    walk.published.value("CREATE TABLE t (x int)");
+    let load = walk.load();
+    wait_for("the load has begun", || {
+        walk.published.value("SELECT count(*) FROM pgbench_history") != "0"
+    });
+    assert_eq!(u64::from(walk.freeze()), Load::CLIENTS);
+    load.acknowledged();
+    let refused = walk
+        .published
+        .query("INSERT INTO t VALUES (1)")
+        .unwrap_err();
+    assert!(refused.message.contains("read-only"), "{refused}");
+    let instance = walk.instance();
+    walk.twice(RecoveryAction::Thaw {
+        instance: instance.clone(),
+    });
+    wait_for("writes are taken", || {
+        walk.published.query("INSERT INTO t VALUES (1)").is_ok()
+    });
+    walk.freeze();
+    walk.published.stop();
+    walk.twice(RecoveryAction::Thaw { instance });
+    wait_for("writes are taken", || {
+        walk.published.query("INSERT INTO t VALUES (2)").is_ok()
+    });
+}
+
+#[test]
+fn directories_that_cannot_be_used_are_refused_before_anything_is_touched() {
+    let programs = postgresql().remove(0);
+    let cluster = Cluster::start(&programs);
+    let root = directory();
+    let (data, space) = (root.path().join("data"), root.path().join("space"));
+    let mut walk = Walk::begin(Published::of(&cluster), &data, &[&space]);
+    let roots = root.path().join("roots");
+    std::fs::create_dir(&roots).unwrap();
+    let original = cluster.root.path().join("data");
+    let session = walk.published.place.session_directory();
+    for (path, expected) in [
+        (
+            Path::new("relative/data").to_owned(),
+            ErrorCode::InvalidField,
+        ),
+        (root.path().join("a/../b"), ErrorCode::InvalidField),
+        (root.path().join("no/parent"), ErrorCode::InvalidField),
+        (session.join("data"), ErrorCode::InvalidField),
+        (space.join("data"), ErrorCode::InvalidField),
+        (roots, ErrorCode::PermissionDenied),
+        (original, ErrorCode::DirectoryNotEmpty),
+    ] {
+        walk.final_place.data_directory = path.clone();
+        walk.final_place.replace = Replace::Never;
+        for action in [RecoveryAction::Check, RecoveryAction::SetAside] {
+            let problem = walk.ask(action).unwrap_err();
+            assert_eq!(problem.code, expected, "{}: {problem}", path.display());
+        }
+    }
+    walk.final_place.data_directory = data.clone();
+    assert!(!data.exists() && !space.exists());
+}
