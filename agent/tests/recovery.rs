@@ -197,6 +197,9 @@ fn an_original_that_ran_is_stopped_and_runs_again_when_it_is_put_back() {
             cluster.root.path().join("space"),
             cluster.root.path().join("s"),
         );
+        let ask = |sql: &str| psql(&programs, &socket, cluster.port, sql);
+        // The backup has it; the original could not start with it.
+        ask("ALTER SYSTEM RESET shared_preload_libraries");
         let walk = Walk::begin(Published::of(&cluster), &data, &[&space]);
         let RecoveryResponse::Checked {
             running_port,
@@ -216,15 +219,8 @@ fn an_original_that_ran_is_stopped_and_runs_again_when_it_is_put_back() {
             .1;
         assert!(!aside.join("postmaster.pid").exists());
         walk.twice(RecoveryAction::PutBack);
-        let rows = || {
-            psql(
-                &programs,
-                &socket,
-                cluster.port,
-                "SELECT count(*) FROM in_tablespace",
-            )
-        };
-        assert_eq!(rows(), "1000");
+        walk.wait_until_up(&socket, cluster.port);
+        assert_eq!(ask("SELECT count(*) FROM in_tablespace"), "1000");
     }
 }
 
@@ -271,7 +267,13 @@ fn read_only_is_for_all_that_begins_and_is_taken_back() {
     wait_for("the load has begun", || {
         walk.published.value("SELECT count(*) FROM pgbench_history") != "0"
     });
-    assert_eq!(u64::from(walk.freeze()), Load::CLIENTS);
+    let mut defiant = walk.session("SET default_transaction_read_only = off; SELECT pg_sleep(300)");
+    let asleep = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%sleep(300)' AND pid <> pg_backend_pid()";
+    wait_for("a session that defies", || {
+        walk.published.value(asleep) == "1"
+    });
+    assert!(walk.freeze() >= 1);
+    assert!(!defiant.wait().unwrap().success());
     load.acknowledged();
     let refused = walk
         .published
@@ -325,4 +327,86 @@ fn directories_that_cannot_be_used_are_refused_before_anything_is_touched() {
     }
     walk.final_place.data_directory = data.clone();
     assert!(!data.exists() && !space.exists());
+}
+
+#[test]
+fn setting_aside_and_putting_back_go_on_wherever_they_were_killed() {
+    let programs = postgresql().remove(0);
+    let cluster = Cluster::start(&programs);
+    stop(&cluster);
+    let (data, space) = (
+        cluster.root.path().join("data"),
+        cluster.root.path().join("space"),
+    );
+    let before = (tree(&data), tree(&space));
+    let walk = Walk::begin(Published::of(&cluster), &data, &[&space]);
+    let record = walk.record_path();
+    let moved = set_aside(&walk).moved;
+    let written = std::fs::read(&record).unwrap();
+    for killed in 0..4 {
+        let (from, to) = &moved[killed / 2];
+        std::fs::write(&record, &written).unwrap();
+        // Killed after its new directory was to be made, or before the old one was renamed.
+        std::fs::remove_dir(from).unwrap();
+        if killed % 2 == 1 {
+            std::fs::rename(to, from).unwrap();
+        }
+        assert_eq!(set_aside(&walk).moved, moved);
+        assert!(
+            moved
+                .iter()
+                .all(|(from, to)| entries(from).is_empty() && to.exists())
+        );
+    }
+    for (from, to) in &moved {
+        // Killed after one came back, before it was written down.
+        std::fs::write(&record, &written).unwrap();
+        if to.exists() {
+            std::fs::rename(to, from).unwrap();
+        }
+        walk.twice(RecoveryAction::PutBack);
+        assert_eq!((tree(&data), tree(&space)), before);
+    }
+}
+
+#[test]
+fn settling_goes_on_wherever_it_was_killed_and_never_recovers_twice() {
+    let programs = postgresql().remove(0);
+    let cluster = Cluster::start(&programs);
+    let root = directory();
+    let (data, space) = (root.path().join("data"), root.path().join("space"));
+    let walk = Walk::begin(Published::of(&cluster), &data, &[&space]);
+    walk.start_published();
+    set_aside(&walk);
+    walk.replicate();
+    walk.start_standby();
+    walk.stop_both();
+    let settle = || {
+        let instance = walk.instance();
+        walk.ask(RecoveryAction::Settle { instance })
+    };
+    let first = settle().unwrap();
+    let configured = tree(&data);
+    walk.edit_record(|record| record["settling"] = record["settled"].take());
+    for again in ["standby.signal", "postgresql.auto.conf"] {
+        // As it was before the one or the other was done.
+        as_postgres(
+            Path::new("/usr/bin/touch"),
+            &[data.join(again).to_str().unwrap()],
+        );
+        assert_eq!(settle().unwrap(), first);
+        walk.edit_record(|record| record["settling"] = record["settled"].take());
+    }
+    assert!(!data.join("standby.signal").exists() && data.join("recovery.signal").exists());
+    assert_eq!(configured.lines().count(), tree(&data).lines().count());
+    // The host has started it before we wrote down that it is settled.
+    settle().unwrap();
+    let instance = walk.instance();
+    walk.twice(RecoveryAction::StartFinal { instance });
+    wait_for("recovery has ended", || {
+        !data.join("recovery.signal").exists()
+    });
+    walk.edit_record(|record| record["settling"] = record["settled"].take());
+    assert_eq!(settle().unwrap(), first);
+    assert!(!data.join("recovery.signal").exists());
 }

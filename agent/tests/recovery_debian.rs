@@ -79,7 +79,9 @@ impl DebianCluster {
 
     fn back_up(&self) -> PathBuf {
         let backup = self.root.path().join("backup");
-        std::fs::create_dir(&backup).unwrap();
+        std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
+            .create(&backup)
+            .unwrap();
         let owner = support::account();
         std::os::unix::fs::chown(&backup, Some(owner.uid), Some(owner.gid)).unwrap();
         as_postgres(

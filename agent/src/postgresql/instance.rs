@@ -55,7 +55,8 @@ impl Instance<'_> {
         self.check_socket_path()?;
         self.server(major).clear_leftovers()?;
         crate::hand::port::check(self.options.port, &self.options.listen_addresses)?;
-        self.server(major).start(&|| self.postmaster())
+        let server = self.server(major);
+        server.start(&|| self.postmaster(), &|| server.has_socket())
     }
 
     fn server(&self, major: u32) -> Server<'_> {

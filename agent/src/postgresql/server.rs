@@ -34,13 +34,17 @@ pub struct Server<'a> {
     pub arguments: Vec<String>,
     /// Where its standard output and error go.
     pub log: PathBuf,
-    /// The socket that shows that it listens, where that is known.
+    /// Its private socket.
     pub socket: Option<PathBuf>,
 }
 
 impl Server<'_> {
-    /// Starts it, not waiting for recovery; `find` tells the postmaster once it is there.
-    pub fn start(&self, find: &dyn Fn() -> Option<Process>) -> Result<(), Problem> {
+    /// Starts it, not waiting for recovery; `find` tells the postmaster once it is there, `listens` whether it got through its beginning.
+    pub fn start(
+        &self,
+        find: &dyn Fn() -> Option<Process>,
+        listens: &dyn Fn() -> bool,
+    ) -> Result<(), Problem> {
         // Complaints of an earlier start must not be taken for those of this one.
         let log_start = self
             .account
@@ -49,7 +53,7 @@ impl Server<'_> {
         let deadline = Instant::now() + APPEAR_FOR;
         while Instant::now() < deadline {
             if let Some(postmaster) = find() {
-                return self.watch_beginning(postmaster, log_start);
+                return self.watch_beginning(postmaster, log_start, listens);
             }
             if self
                 .log_since(log_start)
@@ -64,13 +68,18 @@ impl Server<'_> {
     }
 
     /// A configuration or port that cannot work ends the server in its first moments: say so at once.
-    fn watch_beginning(&self, postmaster: Process, log_start: u64) -> Result<(), Problem> {
+    fn watch_beginning(
+        &self,
+        postmaster: Process,
+        log_start: u64,
+        listens: &dyn Fn() -> bool,
+    ) -> Result<(), Problem> {
         let deadline = Instant::now() + Duration::from_secs(3);
         while Instant::now() < deadline {
             if !postmaster.lives() {
                 return Err(self.did_not_start(log_start));
             }
-            if self.socket.as_ref().is_some_and(|socket| socket.exists()) {
+            if listens() {
                 break;
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -157,6 +166,11 @@ impl Server<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether its private socket is there.
+    pub fn has_socket(&self) -> bool {
+        self.socket.as_ref().is_some_and(|socket| socket.exists())
     }
 
     fn log_since(&self, start: u64) -> Vec<String> {

@@ -143,7 +143,9 @@ impl Manager {
                     log: log.clone(),
                     socket: None,
                 };
-                return server.start(&|| find().map(|occupant| occupant.process));
+                let listens =
+                    || find().is_some_and(|found| matches!(&*found.state, "ready" | "standby"));
+                return server.start(&|| find().map(|found| found.process), &listens);
             }
         };
         let said = words_of_managers(context.place);

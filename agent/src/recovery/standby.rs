@@ -59,7 +59,7 @@ impl Recovery<'_> {
         self.write(&data.join("standby.signal"), "")?;
         let server = self.standby_server(options);
         server.clear_leftovers()?;
-        server.start(&|| self.standby_process())
+        server.start(&|| self.standby_process(), &|| server.has_socket())
     }
 
     fn standby_server(&self, options: &InstanceOptions) -> Server<'_> {

@@ -156,13 +156,9 @@ impl Walk {
         }
     }
 
-    /// Freezes, stops both, proves that they are equal, and starts the final instance.
-    pub(crate) fn switch_over(&self) -> Switched {
+    /// Freezes, stops both, and proves that they are equal; tells their timeline.
+    pub(crate) fn stop_both(&self) -> u32 {
         let instance = self.instance();
-        self.twice(RecoveryAction::Checkpoint {
-            instance: instance.clone(),
-        });
-        let began = Instant::now();
         self.freeze();
         self.published.stop();
         self.twice(RecoveryAction::StopStandby {
@@ -181,6 +177,17 @@ impl Walk {
         assert_eq!(published.checkpoint_lsn, standby.checkpoint_lsn);
         assert_eq!(published.timeline, standby.timeline);
         assert_eq!(published.system_identifier, standby.system_identifier);
+        published.timeline
+    }
+
+    /// Freezes, stops both, proves that they are equal, and starts the final instance.
+    pub(crate) fn switch_over(&self) -> Switched {
+        let instance = self.instance();
+        self.twice(RecoveryAction::Checkpoint {
+            instance: instance.clone(),
+        });
+        let began = Instant::now();
+        let timeline_before = self.stop_both();
         let settled = self.twice(RecoveryAction::Settle {
             instance: instance.clone(),
         });
@@ -212,7 +219,7 @@ impl Walk {
         let Some(InstanceStatus::Ready { timeline, .. }) = ready else {
             unreachable!()
         };
-        assert_eq!(timeline, published.timeline + 1);
+        assert_eq!(timeline, timeline_before + 1);
         Switched { manager, remarks }
     }
 
@@ -224,6 +231,50 @@ impl Walk {
             self.published.options.port,
             sql,
         )
+    }
+
+    pub(crate) fn wait_until_up(&self, socket: &Path, port: u16) {
+        let program = self.published.options.program_directory.join("pg_isready");
+        wait_for("the server takes connections", || {
+            let mut command = Command::new(&program);
+            command
+                .arg("-q")
+                .arg("-h")
+                .arg(socket)
+                .args(["-p", &port.to_string()]);
+            command.status().unwrap().success()
+        });
+    }
+
+    pub(crate) fn record_path(&self) -> PathBuf {
+        self.published
+            .place
+            .session_directory()
+            .join("recovery.json")
+    }
+
+    /// Makes the record say what it said at an earlier moment.
+    pub(crate) fn edit_record(&self, edit: impl FnOnce(&mut serde_json::Value)) {
+        let text = std::fs::read_to_string(self.record_path()).unwrap();
+        let mut record = serde_json::from_str(&text).unwrap();
+        edit(&mut record);
+        std::fs::write(self.record_path(), record.to_string()).unwrap();
+    }
+
+    /// A session of a user on the published instance.
+    pub(crate) fn session(&self, sql: &str) -> Child {
+        let options = &self.published.options;
+        let mut command = Command::new("runuser");
+        command
+            .args(["-u", "postgres", "--"])
+            .arg(options.program_directory.join("psql"))
+            .arg("-h")
+            .arg(self.published.place.socket_directory())
+            .args(["-p", &options.port.to_string(), "-U", "postgres", "-qX"])
+            .args(["-d", "postgres", "-c", sql])
+            .current_dir("/")
+            .stderr(Stdio::null());
+        command.spawn().unwrap()
     }
 
     /// A load on the published instance until its sessions are ended.

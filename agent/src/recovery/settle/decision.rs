@@ -172,8 +172,9 @@ fn keep_automatic(sources: &Sources<'_>, decision: &mut Decision) {
                 .refused
                 .iter()
                 .any(|(name, _)| *name == setting.name);
-            // The guard is ours.
-            let guard = setting.name == GUARD && setting.value.starts_with("/nowhere/pginstant-");
+            // The guard is ours; ALTER SYSTEM has put it in double quotes.
+            let value = setting.value.trim_matches('"');
+            let guard = setting.name == GUARD && value.starts_with("/nowhere/pginstant-");
             if !refused && !guard {
                 decision.set(&setting.name, setting.value.clone());
             }

@@ -77,7 +77,8 @@ fn what_alter_system_set_before_and_after_publishing_is_kept_and_the_guard_is_no
     let mut case = Case::new("port = 5439\nwork_mem = '1MB'");
     case.original = "work_mem = '5MB'\njit = off".into();
     case.published =
-        "work_mem = '6MB'\nunix_socket_directories = '/nowhere/pginstant-1-is-at-work-here'".into();
+        "work_mem = '6MB'\nunix_socket_directories = '\"/nowhere/pginstant-1-is-at-work-here\"'"
+            .into();
     case.check(&["jit=off", "work_mem=6MB"]);
 }
 
