@@ -62,14 +62,8 @@ impl Account {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         for client in 0..i32::from(clients) {
-            let work = work(client, connection.clone(), Arc::clone(&seen));
             let stop = stop.clone();
-            tasks.spawn(async move {
-                tokio::select! {
-                    () = stop.cancelled() => {}
-                    () = work => {}
-                }
-            });
+            tasks.spawn(work(client, connection.clone(), Arc::clone(&seen), stop));
         }
         Self {
             seen,
@@ -148,14 +142,20 @@ async fn connect(connection: &str) -> Result<Client> {
     Ok(client)
 }
 
-async fn work(client_number: i32, connection: String, seen: Arc<Mutex<Seen>>) {
+/// Ends between two transactions: one that is under way is waited for, so that its outcome is known.
+async fn work(
+    client_number: i32,
+    connection: String,
+    seen: Arc<Mutex<Seen>>,
+    stop: CancellationToken,
+) {
     let mut number = 0_i64;
-    loop {
+    while !stop.is_cancelled() {
         let Ok(mut client) = connect(&connection).await else {
             tokio::time::sleep(CONNECT_AGAIN).await;
             continue;
         };
-        loop {
+        while !stop.is_cancelled() {
             number += 1;
             let key = (client_number, number);
             let done = tokio::time::timeout(ANSWER_LIMIT, transaction(&mut client, key)).await;

@@ -31,6 +31,9 @@ async fn recovers_to_the_original_location(major: u32) -> Result<()> {
     })
     .await?;
     let report = account.close().await?;
+    for line in &detail.log {
+        say(&format!("  {} {}", line.at, line.text));
+    }
     let switched_over = detail
         .recovery
         .and_then(|recovery| recovery.switched_over)

@@ -1,11 +1,11 @@
 //! Prepare: PostgreSQL of the backup's major version is found, then configuration and recovery settings are written.
 
-use common::agent::hand::{InstanceOptions, Request, Response};
+use common::agent::hand::{InstanceOptions, InstanceStatus, Request, Response};
 use common::messages::Step;
 use common::problem::{ErrorCode, Problem};
 use common::session::StepOutcome;
 
-use super::Run;
+use super::{Grip, Run};
 use crate::hand::{ACT_FOR, LOOK_FOR, unexpected};
 
 pub(super) async fn run(run: Run<'_>) -> Result<StepOutcome, Problem> {
@@ -19,6 +19,10 @@ pub(super) async fn run(run: Run<'_>) -> Result<StepOutcome, Problem> {
         ));
     };
     let hand = run.hand().await?;
+    // A retry or a recovery of a published session finds it running: nothing is prepared under its feet.
+    if let Some(instance) = running(&run, &hand).await? {
+        return Ok(StepOutcome::Prepared(Box::new(instance)));
+    }
     let find = Request::FindPostgresql {
         major: mount.postgresql_major,
         extra_directories: target.program_directories.clone(),
@@ -56,4 +60,23 @@ pub(super) async fn run(run: Run<'_>) -> Result<StepOutcome, Problem> {
         run.progress(Step::Prepare, remark, (None, None)).await;
     }
     Ok(StepOutcome::Prepared(Box::new(instance)))
+}
+
+/// How the session's own instance was prepared, if that runs.
+async fn running(run: &Run<'_>, hand: &Grip<'_>) -> Result<Option<InstanceOptions>, Problem> {
+    let state = run.state();
+    let (true, Some(instance)) = (state.made.instance, state.instance.clone()) else {
+        return Ok(None);
+    };
+    let request = Request::InstanceStatus {
+        place: state.spec.place.clone(),
+        instance: instance.clone(),
+    };
+    match hand.ask(request, LOOK_FOR).await? {
+        Response::Instance(InstanceStatus::Stopped { .. }) => Ok(None),
+        Response::Instance(InstanceStatus::Recovering { .. } | InstanceStatus::Ready { .. }) => {
+            Ok(Some(instance))
+        }
+        other => Err(unexpected("the instance's status", &other)),
+    }
 }
