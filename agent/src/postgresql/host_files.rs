@@ -95,24 +95,24 @@ pub fn tls_usable(settings: &SettingsFile, data_directory: &Path) -> bool {
             .all(|file| read_limited(file).is_ok())
 }
 
-/// The server's own judgement of a configuration; the inner error is what it printed. No data directory is looked at:
-/// `directory` stands in for it.
+/// The server's own judgement of a configuration file, and the value of a setting under it; the inner error is what it printed.
 pub fn ask_server(
     programs: &Path,
-    directory: &Path,
+    arguments: &[String],
     file: &Path,
-) -> Result<Result<(), String>, Problem> {
-    let line = CommandLine::new(programs.join("postgres")).args([
-        "-C".to_owned(),
-        "data_directory".to_owned(),
-        "-D".to_owned(),
-        directory.display().to_string(),
-        "-c".to_owned(),
-        super::process::configuration_argument(file),
-    ]);
+    name: &str,
+) -> Result<Result<String, String>, Problem> {
+    let line = CommandLine::new(programs.join("postgres"))
+        .args([
+            "-C",
+            name,
+            "-c",
+            &super::process::configuration_argument(file),
+        ])
+        .args(arguments);
     let answer = run(&line)?;
     Ok(if answer.success {
-        Ok(())
+        Ok(answer.stdout.trim().to_owned())
     } else {
         Err(answer.stderr)
     })

@@ -221,12 +221,10 @@ impl Job<'_> {
                 ..input.clone()
             });
             self.write(&file, &generated.text)?;
-            let Err(text) = host_files::ask_server(
-                &self.options.program_directory,
-                &self.configuration,
-                &file,
-            )?
-            else {
+            let arguments = ["-D".to_owned(), self.configuration.display().to_string()];
+            let programs = &self.options.program_directory;
+            let judged = host_files::ask_server(programs, &arguments, &file, "data_directory");
+            let Err(text) = judged? else {
                 return Ok(generated);
             };
             let more: Vec<_> = refused_parameters(&text)

@@ -55,9 +55,11 @@ impl Recovery<'_> {
             });
         };
         let recovering = InstanceStatus::Recovering { replayed_lsn: None };
-        let signal = data.join("recovery.signal");
-        let recovers = self.account.act(|| signal.symlink_metadata().is_ok())?;
-        if running.state != "ready" || recovers {
+        // A server in recovery says that it is ready as well; its control file does not.
+        let control = self.control(options, data)?;
+        if running.state != "ready"
+            || control.text("Database cluster state") != Some("in production")
+        {
             return Ok(recovering);
         }
         let Some((timeline, reached_lsn)) = self.account.act(|| newest_timeline(data))? else {

@@ -13,7 +13,7 @@ use crate::postgresql::process::{self, Process};
 pub(super) struct Occupant {
     pub(super) process: Process,
     pub(super) port: Option<u16>,
-    /// `starting`, `standby`, `ready` or `stopping`.
+    /// `starting`, `standby`, `ready` (for reads at least) or `stopping`.
     pub(super) state: String,
 }
 

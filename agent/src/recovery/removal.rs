@@ -53,6 +53,7 @@ impl Recovery<'_> {
             directory::remove_empty(&path, &self.account)?;
         }
         record.copy = None;
+        record.settling = None;
         record.save(self.place)?;
         for name in ["standby.conf", "published.auto.conf"] {
             self.remove(&self.place.configuration_directory().join(name))?;

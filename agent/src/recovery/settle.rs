@@ -14,11 +14,10 @@ use super::manager::Manager;
 use super::record::{Record, Settled};
 use super::switchover::major;
 use super::{Recovery, io_failed, not_now, occupant};
-use crate::hand::command::{CommandLine, run};
 use crate::postgresql::host_files::{Disk, ask_server, keep_missing_libraries, tls_usable};
 use crate::postgresql::log::refused_parameters;
 use crate::postgresql::settings_file::{Setting, SettingsFile, quote};
-use crate::postgresql::{configuration, find, host_based_authentication, process};
+use crate::postgresql::{configuration, find, host_based_authentication};
 use decision::{Decision, Host, Sources};
 
 /// Before the settings that only the first start needs.
@@ -45,19 +44,21 @@ impl Recovery<'_> {
     pub(super) fn settle(&self, options: &InstanceOptions) -> Result<RecoveryResponse, Problem> {
         let mut record = self.record()?;
         let data = &self.final_place.data_directory;
-        if record.settled.is_none() {
-            self.settle_now(options, &mut record)?;
-        }
-        let settled = record
-            .settled
-            .unwrap_or_else(|| unreachable!("settled above"));
+        let settled = match record.settled.take() {
+            Some(settled) => settled,
+            None => self.settle_now(options, record)?,
+        };
         Ok(RecoveryResponse::Settled {
             manager: settled.manager.describe(data),
             remarks: settled.remarks,
         })
     }
 
-    fn settle_now(&self, options: &InstanceOptions, record: &mut Record) -> Result<(), Problem> {
+    fn settle_now(
+        &self,
+        options: &InstanceOptions,
+        mut record: Record,
+    ) -> Result<Settled, Problem> {
         let data = &self.final_place.data_directory;
         let control = self.control(options, data)?;
         if control.text("Database cluster state") != Some(STOPPED_STANDBY)
@@ -65,15 +66,16 @@ impl Recovery<'_> {
         {
             // The host has started it in the moment after everything was written.
             if let Some(plan) = record.settling.take() {
-                record.settled = Some(plan);
-                return record.save(self.place);
+                record.settled = Some(plan.clone());
+                record.save(self.place)?;
+                return Ok(plan);
             }
             return Err(not_now(
                 format!("{} holds no stopped standby", data.display()),
                 "stop the standby first",
             ));
         }
-        let manager = self.manager(options, record)?;
+        let manager = self.manager(options, &record)?;
         let mut main = self.main_file(&manager, options)?;
         let decision = self.decide(options, &manager, &mut main, &control)?;
         let plan = Settled {
@@ -86,8 +88,9 @@ impl Recovery<'_> {
         record.save(self.place)?;
         self.write_settled(options, &main, &decision)?;
         record.settling = None;
-        record.settled = Some(plan);
-        record.save(self.place)
+        record.settled = Some(plan.clone());
+        record.save(self.place)?;
+        Ok(plan)
     }
 
     /// How the host will start it: as it knows it, else as it started what was there.
@@ -245,20 +248,16 @@ impl Recovery<'_> {
         text.push_str(&decision.automatic_text());
         self.write(&file, &text)?;
         let programs = &options.program_directory;
-        let judged = self.account.act(|| -> Result<_, Problem> {
-            if let Err(said) = ask_server(programs, &conf, &file)? {
-                return Ok(Err(said));
-            }
-            let line = CommandLine::new(programs.join("postgres")).args([
-                "-C".to_owned(),
-                "unix_socket_directories".to_owned(),
-                "-D".to_owned(),
-                conf.display().to_string(),
-                "-c".to_owned(),
-                process::configuration_argument(&file),
-            ]);
-            Ok(Ok(run(&line)?.stdout.trim().to_owned()))
-        })??;
+        // Another data directory: in the final one lies the guard.
+        let conf = conf.display();
+        let arguments = [
+            "-D".to_owned(),
+            conf.to_string(),
+            "-c".to_owned(),
+            format!("data_directory={conf}"),
+        ];
+        let ask = || ask_server(programs, &arguments, &file, "unix_socket_directories");
+        let judged = self.account.act(ask)??;
         self.remove(&file)?;
         Ok(judged)
     }

@@ -20,7 +20,7 @@ const MIB: u64 = 1024 * 1024;
 impl Recovery<'_> {
     /// Starts the copy as a standby; running is fine.
     pub(super) fn start_standby(&self, options: &InstanceOptions) -> Result<(), Problem> {
-        let record = self.record()?;
+        let mut record = self.record()?;
         self.refuse_when_settled(&record, "it is no standby any more")?;
         if self.standby_process().is_some() {
             return Ok(());
@@ -57,6 +57,11 @@ impl Recovery<'_> {
         );
         self.write(&data.join("postgresql.auto.conf"), &guard)?;
         self.write(&data.join("standby.signal"), "")?;
+        if record.settling.take().is_some() {
+            // Settling was begun and given up.
+            self.remove(&data.join("recovery.signal"))?;
+            record.save(self.place)?;
+        }
         let server = self.standby_server(options);
         server.clear_leftovers()?;
         server.start(&|| self.standby_process(), &|| server.has_socket())

@@ -219,7 +219,9 @@ impl Walk {
         let Some(InstanceStatus::Ready { timeline, .. }) = ready else {
             unreachable!()
         };
-        assert_eq!(timeline, timeline_before + 1);
+        let log = self.final_place.data_directory.join("log/postgresql.log");
+        let said = std::fs::read_to_string(log).unwrap_or_default();
+        assert_eq!(timeline, timeline_before + 1, "{said}");
         Switched { manager, remarks }
     }
 
