@@ -65,6 +65,10 @@ impl Recovery<'_> {
         let Some((timeline, reached_lsn)) = self.account.act(|| newest_timeline(data))? else {
             return Ok(recovering);
         };
+        // The history of its own timeline is there before it accepts writes; without it, it has not left the published one's.
+        if timeline <= settled.left_timeline {
+            return Ok(recovering);
+        }
         if !settled.complete {
             self.take_back(&settled)?;
             if let Err(error) = running.process.signal(Signal::HUP) {

@@ -54,6 +54,9 @@ pub(super) struct Settled {
     pub(super) remarks: Vec<String>,
     /// Settings at the end of `postgresql.auto.conf` that only its first start needs.
     pub(super) temporary: Vec<(String, String)>,
+    /// The timeline that it leaves when it becomes an instance of its own.
+    #[serde(default)]
+    pub(super) left_timeline: u32,
     /// Whether it was seen to accept writes and the temporary settings were taken back.
     pub(super) complete: bool,
 }

@@ -82,6 +82,10 @@ impl Recovery<'_> {
             manager,
             remarks: decision.remarks.clone(),
             temporary: decision.temporary.clone(),
+            left_timeline: control
+                .text("Latest checkpoint's TimeLineID")
+                .and_then(|text| text.parse().ok())
+                .unwrap_or_default(),
             complete: false,
         };
         record.settling = Some(plan.clone());
