@@ -156,3 +156,31 @@ fn a_mount_whose_requests_cannot_be_sent_again_ends_with_its_worker_and_nobody_w
     assert_eq!(fs::read(fixture.data().join("own")).unwrap(), b"kept");
     assert_eq!(&read_at(&fixture, "large", 5), &[7; 3]);
 }
+
+#[test]
+fn a_cache_is_not_mounted_again_while_the_worker_of_a_killed_supervisor_lives() {
+    use rustix::process::{Pid, Signal, kill_process};
+    let mut fixture = Fixture::new("root", make_files);
+    fixture.serve();
+    let status = fixture.mount(&options()).unwrap();
+    write_at(&fixture, "large", b"new", 500_000);
+    let worker = Pid::from_raw(fixture.worker_pid().unwrap()).unwrap();
+    let supervisor = i32::try_from(status.supervisor_pid).unwrap();
+    kill_process(worker, Signal::STOP).unwrap();
+    kill_process(Pid::from_raw(supervisor).unwrap(), Signal::KILL).unwrap();
+    wait_for("nobody supervises", Duration::from_secs(10), || {
+        !supervisor::is_supervised(&fixture.place)
+    });
+    // The worker that lives on would answer.
+    fs::remove_file(fixture.place.agent_socket()).unwrap();
+
+    let refused = fixture.mount(&options()).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::CacheInUse);
+    let named = format!("{} (pginstant-agent", worker.as_raw_nonzero());
+    assert!(refused.message.contains(&named), "{refused}");
+
+    kill_process(worker, Signal::CONT).unwrap();
+    fixture.mount(&options()).unwrap();
+    // It has made durable what it had.
+    assert_eq!(&read_at(&fixture, "large", 500_000), b"new");
+}

@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
@@ -24,6 +26,8 @@ const WHOLE_VOLUME_FROM: usize = 500;
 pub(crate) struct Suspects {
     nodes: Mutex<HashSet<Ino>>,
     turn: Mutex<()>,
+    barrier_count: AtomicU64,
+    barrier_us: AtomicU64,
 }
 
 impl Suspects {
@@ -43,6 +47,12 @@ impl Suspects {
 
     fn take(&self) -> BTreeSet<Ino> {
         std::mem::take(&mut *self.lock()).into_iter().collect()
+    }
+
+    fn note(&self, took: Duration) {
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        self.barrier_count.fetch_add(1, Ordering::Relaxed);
+        self.barrier_us.fetch_add(took_us, Ordering::Relaxed);
     }
 
     fn give_back(&self, nodes: BTreeSet<Ino>) {
@@ -69,13 +79,24 @@ impl Store {
             .turn
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
+        let began_at = Instant::now();
         let taken = self.suspects.take();
         let result = self.make_durable(&self.suspected(&taken));
         if result.is_err() {
             // A flush that failed keeps failing: no checkpoint may go by it.
             self.suspects.give_back(taken);
         }
+        self.suspects.note(began_at.elapsed());
         result
+    }
+
+    /// How often everything was made durable before a write of `pg_control`, and how long that took, in microseconds.
+    pub fn barriers(&self) -> (u64, u64) {
+        let suspects = &self.suspects;
+        (
+            suspects.barrier_count.load(Ordering::Relaxed),
+            suspects.barrier_us.load(Ordering::Relaxed),
+        )
     }
 
     /// The nodes of these numbers that somebody could find again after a power cut.

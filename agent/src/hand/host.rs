@@ -121,7 +121,9 @@ fn fuse(privileged: bool) -> Result<(), Problem> {
 
 fn passthrough(kernel: &str, privileged: bool, overlay: Option<&Path>) -> Result<(), String> {
     if kernel_version(kernel) < (6, 9) {
-        return Err(format!("kernel {kernel} is older than 6.9"));
+        return Err(format!(
+            "kernel {kernel} is older than 6.9, and cannot go on with a mount whose worker died either"
+        ));
     }
     if !privileged {
         return Err("the agent lacks CAP_SYS_ADMIN".into());

@@ -1,7 +1,8 @@
 //! The fence before a cache is used again: no process may still write into it through a mount that is dead.
 //!
 //! A file that the kernel serves by itself stays writable for whoever has it open, also when supervisor and worker are
-//! gone and the mount point is. A lease on the data file tells: it is refused while anybody has the file open for writing.
+//! gone and the mount point is; and a worker outlives its supervisor by a flush. A lease tells: it is refused while anybody
+//! has the file open for writing.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -66,10 +67,12 @@ pub(super) fn wait(place: &SessionPlace) -> Result<(), Problem> {
     if former.boot != boot() {
         return Ok(());
     }
-    let data = place.cache_directory().join("data");
-    let failed = || io_problem(format!("look at the files of {}", data.display()));
+    let cache = place.cache_directory();
+    let failed = || io_problem(format!("look at the files of {}", cache.display()));
     let began_at = Instant::now();
-    let mut open = data_files(&data).map_err(failed())?;
+    let mut open = data_files(&cache.join("data")).map_err(failed())?;
+    // Open for as long as the worker lives: one whose supervisor was killed still makes its cache durable.
+    open.push(cache.join("catalog"));
     loop {
         open = still_written(open, former.device).map_err(failed())?;
         if open.is_empty() {
@@ -92,16 +95,16 @@ fn data_files(data: &Path) -> io::Result<Vec<PathBuf>> {
 
 fn still_written(files: Vec<PathBuf>, device: Device) -> io::Result<Vec<PathBuf>> {
     let mut written = Vec::new();
-    for file in files {
-        match has_writers(&file) {
-            Ok(true) => written.push(file),
+    for file in &files {
+        match has_writers(file) {
+            Ok(true) => written.push(file.clone()),
             Ok(false) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            // No leases on this file system: then whoever has anything of the mount open counts.
+            // No leases on this file system: then whoever has anything open counts.
             Err(error) => {
                 tracing::info!(%error, "the file system of the cache knows no leases");
-                let held = !holders(device, &[]).is_empty();
-                return Ok(if held { vec![file] } else { Vec::new() });
+                let is_held = !holders(device, &files).is_empty();
+                return Ok(if is_held { files } else { Vec::new() });
             }
         }
     }

@@ -134,7 +134,10 @@ fn status(shared: &Shared) -> io::Result<MountStatus> {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .clone();
+    let (barrier_count, barrier_us) = shared.store.barriers();
     let counters = BTreeMap::from([
+        ("barriers".to_owned(), barrier_count),
+        ("barrier_us".to_owned(), barrier_us),
         ("base_reads".to_owned(), base.reads),
         ("base_bytes".to_owned(), base.bytes_read),
         ("catalog_bytes".to_owned(), shared.store.catalog_bytes()),
