@@ -55,9 +55,7 @@ fn what_was_written_goes_to_the_disk_before_it_is_flushed_a_bounded_amount_at_a_
     let idle = create(&store, "idle");
     store.write(&small, 0, &[1; 8192], None).unwrap();
     store.write(&sort, 0, &[1; 8192], None).unwrap();
-    store
-        .opened(&large, &mut large.lock(), Some(1), 0)
-        .unwrap();
+    store.opened(&large, &mut large.lock(), Some(1), 0).unwrap();
     store.truncate(&large, 300 * MIB).unwrap();
 
     let mut cursor = Cursor::default();

@@ -1,6 +1,7 @@
 //! What the whole-system tests share: real brokers, servers, processes and mounts that go away with the test; and the files that
 //! are generated from the code.
 
+pub mod account;
 pub mod bench;
 pub mod broker;
 pub mod generated;
@@ -12,4 +13,5 @@ pub mod shop;
 pub mod small_repository;
 pub mod system;
 pub mod tree_hash;
+pub mod victims;
 pub mod wait;
