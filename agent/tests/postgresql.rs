@@ -13,9 +13,10 @@ mod mount_support;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::agent::hand::MountOptions;
+use common::env::Env;
 use mount_support::{Fixture, wait_for};
 
 const PROGRAMS: &str = "/usr/lib/postgresql/15/bin";
@@ -134,6 +135,37 @@ fn assert_balanced(instance: &Instance) {
     assert_eq!(sums, "t|t");
 }
 
+/// Kills of the worker when nobody asks for more; `PGINSTANT_TEST_WORKER_KILLS=150 ./test no_transaction_fails` is five minutes.
+const KILLS: u64 = 5;
+const KILL_EVERY: Duration = Duration::from_secs(2);
+
+fn now_us() -> i64 {
+    Env::system().now().as_microsecond()
+}
+
+/// The longest transactions, in microseconds, by pgbench's log: of all, and of those under way at a kill.
+fn longest(log_directory: &Path, killed_at: &[i64]) -> (i64, i64) {
+    let (mut of_all, mut at_kills) = (0, 0);
+    for entry in std::fs::read_dir(log_directory).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.to_string_lossy().contains("transactions.") {
+            continue;
+        }
+        for line in std::fs::read_to_string(path).unwrap().lines() {
+            let words: Vec<i64> = line.split(' ').map(|word| word.parse().unwrap()).collect();
+            let (took, ended) = (words[2], words[4] * 1_000_000 + words[5]);
+            of_all = of_all.max(took);
+            if killed_at
+                .iter()
+                .any(|at| (ended - took..=ended).contains(at))
+            {
+                at_kills = at_kills.max(took);
+            }
+        }
+    }
+    (of_all, at_kills)
+}
+
 fn run_with_worker_kills(passthrough: bool) {
     let mut fixture = Fixture::new("postgres", make_cluster);
     fixture.serve();
@@ -143,19 +175,23 @@ fn run_with_worker_kills(passthrough: bool) {
     };
     fixture.mount(&options).unwrap();
     let mut instance = Instance::start(&fixture.data());
+    let kills = std::env::var("PGINSTANT_TEST_WORKER_KILLS").map_or(KILLS, |n| n.parse().unwrap());
+    let seconds = KILL_EVERY.as_secs() * (kills + 1);
+    let log_directory = instance.sockets.path().to_path_buf();
     let mut bench = postgres("pgbench")
-        .args(["-T", "12", "-c", "4", "-j", "2", "-n"])
+        .args(["-T", &seconds.to_string(), "-c", "4", "-j", "2", "-n", "-l"])
+        .arg("--log-prefix")
+        .arg(log_directory.join("transactions"))
         .args(instance.address())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let began = Instant::now();
-    let mut kills = 0;
-    while began.elapsed() < Duration::from_secs(10) {
-        std::thread::sleep(Duration::from_millis(1000));
+    let mut killed_at = Vec::new();
+    for _ in 0..kills {
+        std::thread::sleep(KILL_EVERY);
+        killed_at.push(now_us());
         fixture.kill_worker();
-        kills += 1;
     }
     wait_for("pgbench ends", Duration::from_secs(60), || {
         bench.try_wait().unwrap().is_some()
@@ -163,9 +199,16 @@ fn run_with_worker_kills(passthrough: bool) {
     let output = bench.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     println!("{said}{}", String::from_utf8_lossy(&output.stderr));
+    let (of_all, at_kills) = longest(&log_directory, &killed_at);
+    println!(
+        "{kills} kills; the longest transaction at a kill took {} ms, of all {} ms",
+        at_kills / 1000,
+        of_all / 1000
+    );
+    assert!(at_kills > 0, "nothing was under way at any kill");
     assert!(output.status.success());
     assert!(said.contains("number of failed transactions: 0 "), "{said}");
-    assert!(fixture.status().worker_starts > kills / 2);
+    assert!(u64::from(fixture.status().worker_starts) > kills);
     assert_balanced(&instance);
     instance.stop("immediate");
     let mut instance = Instance::start(&fixture.data());

@@ -1,202 +1,166 @@
-//! Clients that never stop working: they reconnect whatever happens, and keep account of every commit that was acknowledged.
-//!
-//! Each transaction writes one line into `ledger` under a number that is never used again, and adds its amount to `totals`. A commit
-//! whose answer was lost counts as unknown: it may be there, once.
+//! Clients that insert rows one by one and keep account of those that the server acknowledged: what must be there whatever
+//! befalls the server.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use common::messages::SessionDetail;
 use tokio::task::JoinSet;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::tls::NoTlsStream;
+use tokio_postgres::{Client, Connection, NoTls, Socket};
 use tokio_util::sync::CancellationToken;
 
-/// What the clients need, to be made in the database before its backup.
-pub const TABLES: &str = "CREATE TABLE ledger (client int, number bigint, amount int); \
-    CREATE TABLE totals (client int PRIMARY KEY, total bigint); \
-    INSERT INTO totals SELECT client, 0 FROM generate_series(0, 15) client";
+use crate::system::TestSystem;
+use crate::wait;
 
-const CONNECT_AGAIN: Duration = Duration::from_millis(20);
-/// A connection that says nothing for so long is given up.
-const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+const CLIENTS: usize = 4;
+const LIMIT: Duration = Duration::from_secs(60);
 
-/// What was seen.
-#[derive(Debug, Default)]
-struct Seen {
-    acknowledged: BTreeSet<(i32, i64)>,
-    unknown: BTreeSet<(i32, i64)>,
-    last_at: Option<Instant>,
-    longest_pause: Duration,
-}
+/// A row: who inserted it and its number.
+type Row = (usize, u64);
 
-/// The clients; they end when it is dropped.
+/// The account of a session, over all its lives.
 #[derive(Debug)]
 pub struct Account {
-    seen: Arc<Mutex<Seen>>,
-    stop: CancellationToken,
-    tasks: JoinSet<()>,
-    connection: String,
+    database: String,
+    acknowledged: Arc<Mutex<BTreeSet<Row>>>,
+    next: u64,
 }
 
-/// What the account says at the end.
-#[derive(Debug, Clone, Copy)]
-pub struct Report {
-    /// Commits that were acknowledged; every one of them is there.
-    pub acknowledged: usize,
-    /// Commits whose answer was lost.
-    pub unknown: usize,
-    /// Of these, how many are there.
-    pub unknown_there: usize,
-    /// The longest time without any acknowledged commit.
-    pub longest_pause: Duration,
+/// Clients at work; dropped, they end.
+#[derive(Debug)]
+pub struct Work {
+    stop: CancellationToken,
+    clients: JoinSet<()>,
+}
+
+impl Work {
+    /// Whether a client is still at work: each ends with the server's connection.
+    pub fn goes_on(&mut self) -> bool {
+        while self.clients.try_join_next().is_some() {}
+        !self.clients.is_empty()
+    }
+
+    /// Stops the clients and waits for them.
+    pub async fn end(mut self) -> Result<()> {
+        self.stop.cancel();
+        let all = async { while self.clients.join_next().await.is_some() {} };
+        tokio::time::timeout(LIMIT, all)
+            .await
+            .context("a client hangs on the server")
+    }
 }
 
 impl Account {
-    /// Sets clients to work on a database, over TCP.
-    pub fn open(port: u16, database: &str, clients: u8) -> Self {
-        let connection = format!(
-            "host=127.0.0.1 port={port} user=postgres dbname={database} connect_timeout=2 application_name=account"
-        );
-        let seen = Arc::new(Mutex::new(Seen::default()));
+    /// Makes the table.
+    pub async fn open(system: &TestSystem, detail: &SessionDetail, database: &str) -> Result<Self> {
+        // Not compressed, so that a row takes the room that it says.
+        let sql = "CREATE TABLE account (client int, number bigint, load text); \
+             ALTER TABLE account ALTER load SET STORAGE EXTERNAL";
+        system.sql(detail, database, sql).await?;
+        Ok(Self {
+            database: database.to_owned(),
+            acknowledged: Arc::default(),
+            next: 0,
+        })
+    }
+
+    /// How many rows were acknowledged.
+    pub fn count(&self) -> usize {
+        self.rows().len()
+    }
+
+    fn rows(&self) -> std::sync::MutexGuard<'_, BTreeSet<Row>> {
+        self.acknowledged
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets clients insert rows of so many bytes, until their connection or the work ends. A refused row is not counted.
+    pub async fn work(&mut self, detail: &SessionDetail, load_bytes: usize) -> Result<Work> {
         let stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        for client in 0..i32::from(clients) {
-            let stop = stop.clone();
-            tasks.spawn(work(client, connection.clone(), Arc::clone(&seen), stop));
+        let mut clients = JoinSet::new();
+        // No number comes twice: a row that was not acknowledged may be there.
+        self.next += 1 << 32;
+        for number in 0..CLIENTS {
+            let (client, connection) = connect(detail, &self.database).await?;
+            let (account, stop, first) = (self.acknowledged.clone(), stop.clone(), self.next);
+            clients.spawn(async move {
+                // The server's end is the client's, also in the middle of an insert.
+                tokio::select! {
+                    _ = connection => {}
+                    () = insert(&client, number, first, load_bytes, &account) => {}
+                    () = stop.cancelled() => {}
+                }
+            });
         }
-        Self {
-            seen,
-            stop,
-            tasks,
-            connection,
-        }
+        Ok(Work { stop, clients })
     }
 
-    /// How many commits were acknowledged so far.
-    pub fn acknowledged(&self) -> usize {
-        self.lock().acknowledged.len()
+    /// Waits until so many rows more were acknowledged.
+    pub async fn grows_by(&self, count: usize) -> Result<()> {
+        let wanted = self.count() + count;
+        let what = format!("{wanted} acknowledged rows");
+        wait::until(&what, LIMIT, async || self.count() >= wanted).await
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Ends the clients and compares the account with what the database holds; fails when a commit was lost or doubled.
-    pub async fn close(mut self) -> Result<Report> {
-        self.stop.cancel();
-        while self.tasks.join_next().await.is_some() {}
-        let client = connect(&self.connection)
-            .await
-            .context("connect to the database for the account")?;
-        let rows = client
-            .query(
-                "SELECT client, number, count(*) FROM ledger GROUP BY 1, 2",
-                &[],
-            )
-            .await?;
-        let mut there = BTreeSet::new();
-        for row in rows {
-            let key: (i32, i64) = (row.get(0), row.get(1));
-            let count: i64 = row.get(2);
-            ensure!(count == 1, "commit {key:?} is there {count} times");
-            there.insert(key);
+    /// Fails unless every acknowledged row is there, once.
+    pub async fn is_kept(&self, system: &TestSystem, detail: &SessionDetail) -> Result<()> {
+        let sql = "SELECT client, number FROM account";
+        let text = system.sql(detail, &self.database, sql).await?;
+        let mut found = BTreeSet::new();
+        for line in text.lines() {
+            let (client, number) = line.split_once('|').context("two columns")?;
+            let is_new = found.insert((client.parse::<usize>()?, number.parse::<u64>()?));
+            ensure!(is_new, "the row {line} is there twice");
         }
-        let seen = self.lock();
-        let lost: Vec<_> = seen.acknowledged.difference(&there).take(5).collect();
+        let lost: Vec<Row> = self.rows().difference(&found).copied().take(10).collect();
         ensure!(
             lost.is_empty(),
-            "of {} acknowledged commits these are not there: {lost:?}",
-            seen.acknowledged.len()
+            "acknowledged and not there, of {} rows: {lost:?} …",
+            self.count()
         );
-        let known: BTreeSet<_> = seen.acknowledged.union(&seen.unknown).copied().collect();
-        let strange: Vec<_> = there.difference(&known).take(5).collect();
-        ensure!(strange.is_empty(), "nobody made these: {strange:?}");
-        let report = Report {
-            acknowledged: seen.acknowledged.len(),
-            unknown: seen.unknown.len(),
-            unknown_there: seen.unknown.intersection(&there).count(),
-            longest_pause: seen.longest_pause,
-        };
-        drop(seen);
-        let wrong: i64 = client
-            .query_one(
-                "SELECT count(*) FROM totals t WHERE total <> \
-                 (SELECT coalesce(sum(amount), 0) FROM ledger l WHERE l.client = t.client)",
-                &[],
-            )
-            .await?
-            .get(0);
-        ensure!(wrong == 0, "{wrong} totals do not fit the ledger");
-        Ok(report)
+        Ok(())
     }
 }
 
-async fn connect(connection: &str) -> Result<Client> {
-    let (client, driver) =
-        tokio::time::timeout(ANSWER_LIMIT, tokio_postgres::connect(connection, NoTls)).await??;
-    // Ends with its client, which lives in the task that asked.
-    tokio::spawn(async move {
-        driver.await.ok();
-    });
-    Ok(client)
-}
-
-/// Ends between two transactions: one that is under way is waited for, so that its outcome is known.
-async fn work(
-    client_number: i32,
-    connection: String,
-    seen: Arc<Mutex<Seen>>,
-    stop: CancellationToken,
+async fn insert(
+    client: &Client,
+    number: usize,
+    first: u64,
+    load_bytes: usize,
+    account: &Mutex<BTreeSet<Row>>,
 ) {
-    let mut number = 0_i64;
-    while !stop.is_cancelled() {
-        let Ok(mut client) = connect(&connection).await else {
-            tokio::time::sleep(CONNECT_AGAIN).await;
-            continue;
-        };
-        while !stop.is_cancelled() {
-            number += 1;
-            let key = (client_number, number);
-            let done = tokio::time::timeout(ANSWER_LIMIT, transaction(&mut client, key)).await;
-            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-            match done {
-                Ok(Ok(())) => {
-                    seen.acknowledged.insert(key);
-                    let now = Instant::now();
-                    if let Some(last_at) = seen.last_at {
-                        seen.longest_pause = seen.longest_pause.max(now - last_at);
-                    }
-                    seen.last_at = Some(now);
-                }
-                Ok(Err(_)) | Err(_) => {
-                    seen.unknown.insert(key);
-                    break;
-                }
+    for row in first.. {
+        let sql = format!(
+            "INSERT INTO account VALUES ({number}, {row}, repeat(md5('{number}.{row}'), {}))",
+            load_bytes / 32
+        );
+        match client.batch_execute(&sql).await {
+            Ok(()) => {
+                let mut account = account.lock().unwrap_or_else(PoisonError::into_inner);
+                account.insert((number, row));
             }
+            Err(_) if client.is_closed() => return,
+            // A refusal, as for want of room: it tries on, a little later.
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
-        // A server that refuses writes must not be asked thousands of times a second.
-        tokio::time::sleep(CONNECT_AGAIN).await;
     }
 }
 
-async fn transaction(
-    client: &mut Client,
-    (number_of_client, number): (i32, i64),
-) -> Result<(), tokio_postgres::Error> {
-    let amount = i32::try_from(number % 1_000).unwrap_or(0);
-    let transaction = client.transaction().await?;
-    transaction
-        .execute(
-            "INSERT INTO ledger VALUES ($1, $2, $3)",
-            &[&number_of_client, &number, &amount],
-        )
+async fn connect(
+    detail: &SessionDetail,
+    database: &str,
+) -> Result<(Client, Connection<Socket, NoTlsStream>)> {
+    let published = detail.published.as_ref().context("not published")?;
+    let connected = tokio_postgres::Config::new()
+        .host_path(&published.socket_directory)
+        .port(published.port)
+        .user("postgres")
+        .dbname(database)
+        .connect(NoTls)
         .await?;
-    transaction
-        .execute(
-            "UPDATE totals SET total = total + $2::int WHERE client = $1",
-            &[&number_of_client, &amount],
-        )
-        .await?;
-    transaction.commit().await
+    Ok(connected)
 }

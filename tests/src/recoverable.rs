@@ -10,7 +10,7 @@ use crate::postgres::{
     BackupOptions, Installation, TestPostgres, as_postgres, give_to_postgres, installations, run,
 };
 use crate::system::{FAST, SystemOptions, TestSystem};
-use crate::{account, wait};
+use crate::{ledger, wait};
 
 /// The database that clients work in.
 pub const DATABASE: &str = "shop";
@@ -59,7 +59,7 @@ impl World {
         original.psql("postgres", &format!("CREATE DATABASE {DATABASE}"))?;
         original.pgbench(DATABASE, &["-i", "-q", "-s", "2"])?;
         original.psql(DATABASE, "CREATE EXTENSION amcheck")?;
-        original.psql(DATABASE, account::TABLES)?;
+        original.psql(DATABASE, ledger::TABLES)?;
         let repository = private("pginstant-repository-")?;
         original.backup(&repository.path().join("monday"), &BackupOptions::default())?;
         let options = SystemOptions {

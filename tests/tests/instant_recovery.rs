@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::messages::{SessionStatus, Severity};
-use tests::account::Account;
+use tests::ledger::Ledger;
 use tests::history::History;
 use tests::leftovers;
 use tests::postgres::{as_postgres, give_to_postgres, run};
@@ -22,15 +22,15 @@ async fn recovers_to_the_original_location(major: u32) -> Result<()> {
     let world = World::new(major).await?;
     let id = world.recover("auto").await?;
     world.is_online(&id).await?;
-    let account = Account::open(world.original.port(), DATABASE, CLIENTS);
+    let ledger = Ledger::open(world.original.port(), DATABASE, CLIENTS);
     let detail = world.system.reaches(&id, SessionStatus::Completed).await?;
     // From here on they work in the final instance.
-    let before = account.acknowledged();
+    let before = ledger.acknowledged();
     wait::until("clients go on", Duration::from_secs(30), async || {
-        account.acknowledged() > before + 100
+        ledger.acknowledged() > before + 100
     })
     .await?;
-    let report = account.close().await?;
+    let report = ledger.close().await?;
     for line in &detail.log {
         say(&format!("  {} {}", line.at, line.text));
     }

@@ -11,7 +11,7 @@ use common::messages::{SessionDetail, SessionStatus};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rustix::process::{Pid, Signal, kill_process};
-use tests::account::Account;
+use tests::ledger::Ledger;
 use tests::leftovers;
 use tests::recoverable::{DATABASE, World};
 use tests::wait;
@@ -45,17 +45,17 @@ async fn a_recovery_completes_without_losing_a_commit_whatever_process_is_killed
 async fn one(world: &mut World, mut random: StdRng) -> Result<()> {
     let id = world.recover("auto").await?;
     world.is_online(&id).await?;
-    let account = Account::open(world.original.port(), DATABASE, 3);
+    let ledger = Ledger::open(world.original.port(), DATABASE, 3);
     // Anywhere in the two or so seconds that replication and switchover of a small instance take.
     tokio::time::sleep(Duration::from_millis(random.random_range(0..2_500))).await;
     let killed = kill_one(world, &id, &mut random)?;
     let detail = completes(world, &id).await?;
-    let before = account.acknowledged();
+    let before = ledger.acknowledged();
     wait::until("clients go on", Duration::from_secs(60), async || {
-        account.acknowledged() > before + 20
+        ledger.acknowledged() > before + 20
     })
     .await?;
-    let report = account.close().await?;
+    let report = ledger.close().await?;
     say(&format!("killed {killed}: {report:?}"));
     let switched_over = detail
         .recovery

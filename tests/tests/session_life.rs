@@ -6,11 +6,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use common::messages::{Cancel, EventBody, SessionDetail, SessionStatus, Unpublish, WarningCode};
 use common::problem::ErrorCode;
-use rustix::process::{Pid, Signal, kill_process};
 use tests::history::{self, Heard, History};
 use tests::leftovers;
 use tests::shop::{ACCOUNTS, Shop};
 use tests::system::{FAST, SystemOptions, TestSystem};
+use tests::victims::{agent, kill, postmaster};
 use tests::wait;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -84,27 +84,6 @@ fn waiting_code(heard: &Heard) -> Option<ErrorCode> {
         EventBody::Waiting(waiting) => Some(waiting.problem.code),
         _ => None,
     }
-}
-
-fn kill(pid: u32) -> Result<()> {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    Ok(kill_process(pid.context("a process id")?, Signal::KILL)?)
-}
-
-fn postmaster(detail: &SessionDetail) -> Result<u32> {
-    let published = detail.published.as_ref().context("not published")?;
-    let text = std::fs::read_to_string(published.data_directory.join("postmaster.pid"))?;
-    Ok(text.lines().next().context("empty")?.parse()?)
-}
-
-/// The agent's process of a session: `supervise` or `worker`.
-fn agent(id: &str, word: &str) -> Result<u32> {
-    let processes = leftovers::processes(Path::new(id));
-    let found = processes
-        .iter()
-        .find(|(_, line)| line.contains(&format!(" {word} ")));
-    let (pid, _) = found.with_context(|| format!("no {word} among {processes:?}"))?;
-    Ok(*pid)
 }
 
 fn timeline(detail: &SessionDetail) -> Option<u32> {
