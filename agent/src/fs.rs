@@ -3,12 +3,20 @@
 //! What must stay true: nothing here waits for the backup on a thread that reads requests; that is the pool's work.
 
 mod attributes;
+mod blocks;
 mod directory;
 mod filesystem;
+mod hydrator;
 mod mount_fs;
 mod pool;
+mod room;
+mod statistics;
+mod streams;
 mod transfer;
 
-pub use mount_fs::{MountFs, MountFsParts, Passthrough};
+pub use hydrator::{Hydrator, HydratorOptions};
+pub use mount_fs::{MountFs, MountFsParts, Passthrough, pinned};
 pub use pool::Pool;
+pub use room::{Limits, Room};
+pub use statistics::{Histogram, Statistics};
 pub use transfer::Transfer;

@@ -29,7 +29,6 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(40);
 const POLL_EVERY: Duration = Duration::from_millis(20);
 const INIT_BYTES_MAX: usize = 64 * 1024;
-const READ_AHEAD_KIB: u32 = 1024;
 /// How long a worker may take to make everything durable.
 const FINISH_LIMIT: Duration = Duration::from_secs(25);
 /// A worker that dies sooner than this after its start is restarted after a pause.
@@ -201,7 +200,6 @@ pub fn run(spec: &SuperviseSpec) -> Result<(), Problem> {
     // A mount that a dead supervisor left behind.
     unmount(&spec.place).map_err(io_problem("unmount what was left".to_owned()))?;
     let mut kept = mount(spec)?;
-    raise_read_ahead(&spec.place.mount_point());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -293,34 +291,6 @@ fn mount(spec: &SuperviseSpec) -> Result<Kept, Problem> {
         unmount(&spec.place).ok();
         io_problem("read the first request of the kernel".to_owned())(error)
     })
-}
-
-// The kernel offers 128 KiB and the protocol can only lower it.
-fn raise_read_ahead(point: &Path) {
-    let raise = |device: u64| {
-        let path = format!(
-            "/sys/class/bdi/{}:{}/read_ahead_kb",
-            rustix::fs::major(device),
-            rustix::fs::minor(device)
-        );
-        std::fs::write(&path, READ_AHEAD_KIB.to_string())
-    };
-    // Not by stat: nobody answers yet.
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let wanted = point.to_string_lossy();
-    let device = table.lines().find_map(|line| {
-        let mut words = line.split(' ');
-        let device = words.nth(2)?;
-        (words.nth(1)? == wanted).then_some(device)?.split_once(':')
-    });
-    let Some((major, minor)) = device else {
-        return;
-    };
-    if let (Ok(major), Ok(minor)) = (major.parse(), minor.parse())
-        && let Err(error) = raise(rustix::fs::makedev(major, minor))
-    {
-        tracing::info!(%error, "read-ahead stays as the kernel has it");
-    }
 }
 
 async fn keep_worker(spec: &SuperviseSpec, kept: &mut Kept) -> Result<(), Problem> {

@@ -12,6 +12,7 @@ mod event;
 mod internal;
 mod payload;
 mod query;
+mod statistics;
 
 pub use command::{Cancel, Command, MountFiles, Publish, Retry, Unpublish};
 pub use envelope::{
@@ -32,6 +33,8 @@ pub use query::{
     HostCheckState, ListedRestoreInterval, Query, Refused, Reply, SessionDetail, SessionList,
     SessionLogLine, SessionQuery, SessionSummary, SessionsQuery,
 };
+
+pub use statistics::{CacheStatistics, Latency};
 
 pub use session_words::{SessionKind, SessionStatus, Step};
 

@@ -207,6 +207,7 @@ mod tests {
                 free_bytes: (100 - used_percent) << 30,
             },
             counters: Default::default(),
+            statistics: Default::default(),
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::Ino;
+use super::account::Account;
 use super::catalog::Catalog;
 use super::disk::{Disk, DiskName};
 use super::namespace::{Namespace, Owner, attributes_in_tree};
@@ -97,6 +98,7 @@ pub struct Store {
     reapable: Mutex<Vec<(Ino, u64)>>,
     // Nodes of which everything is here but of which the catalog does not say so yet.
     pub(crate) whole: Mutex<Vec<Arc<Node>>>,
+    pub(crate) account: Account,
 }
 
 /// What a cache is opened from.
@@ -134,6 +136,7 @@ impl Store {
             names: Mutex::new(names),
             reapable: Mutex::default(),
             whole: Mutex::default(),
+            account: Account::default(),
         };
         if is_takeover {
             for node in store.names().all_touched() {
@@ -575,6 +578,7 @@ impl Store {
                 }
                 drop(names);
                 self.disk.remove(DiskName::Data(ino))?;
+                self.count_gone(ino);
             }
         }
         Ok(())
@@ -595,7 +599,10 @@ fn replay(names: &mut Namespace, record: &RuntimeRecord) {
                 // Whoever wrote has made the data file agree with the catalog before.
                 state.settled = true;
                 if state.base.is_some() {
-                    state.mark_present(*first, *count);
+                    match modified_at {
+                        0 => state.mark_copied(*first, *count),
+                        _ => state.mark_written(*first, *count),
+                    }
                     state.size = *size;
                     if *modified_at != 0 {
                         state.attributes.modified_at = *modified_at;
@@ -633,11 +640,30 @@ fn replay(names: &mut Namespace, record: &RuntimeRecord) {
                 state.was_passthrough |= *passthrough > 0;
             }
         }
+        RuntimeRecord::Copied { ino, first, count } => with_base(names, *ino, |state| {
+            state.mark_copied(*first, *count);
+        }),
+        RuntimeRecord::Rewritten { ino, first, count } => with_base(names, *ino, |state| {
+            state.mark_rewritten(*first, *count);
+        }),
+        RuntimeRecord::Absent { ino, first, count } => with_base(names, *ino, |state| {
+            state.mark_absent(*first, *count);
+        }),
         RuntimeRecord::Answered { .. } => {}
         RuntimeRecord::Failed { ino } => {
             if let Some(node) = names.node(*ino) {
                 node.lock().failed = true;
             }
+        }
+    }
+}
+
+fn with_base(names: &mut Namespace, ino: Ino, change: impl FnOnce(&mut NodeState)) {
+    if let Some(node) = names.node(ino) {
+        let mut state = node.lock();
+        state.settled = true;
+        if state.base.is_some() {
+            change(&mut state);
         }
     }
 }

@@ -11,9 +11,13 @@ use fuser::{
     BackingId, Errno, FileHandle, FopenFlags, Generation, INodeNo, ReplyEmpty, ReplyEntry, Request,
 };
 
+use common::agent::hand::Hydrate;
+
 use super::attributes::file_attributes;
 use super::directory::{Listed, Listings};
+use super::hydrator::Hydrator;
 use super::pool::Pool;
+use super::statistics::Statistics;
 use super::transfer::Transfer;
 use crate::cache::namespace::Owner;
 use crate::cache::node::Node;
@@ -46,6 +50,10 @@ pub struct MountFsParts {
     pub store: Arc<Store>,
     /// Between cache and backup.
     pub transfer: Arc<Transfer>,
+    /// What is counted.
+    pub statistics: Arc<Statistics>,
+    /// Copies in the background what is in use.
+    pub hydrator: Arc<Hydrator>,
     /// The FUSE device, for giving back backing files.
     pub device: OwnedFd,
     /// Who owns the files.
@@ -172,7 +180,7 @@ impl MountFs {
 
     // Fetches a small file whole, beside the request that showed that it is in use.
     pub(super) fn complete_small(&self, node: &Arc<Node>) {
-        if !self.is_small(node) {
+        if self.parts.hydrator.policy() == Hydrate::None || !self.is_small(node) {
             return;
         }
         let (node, transfer) = (node.clone(), self.parts.transfer.clone());
@@ -246,14 +254,8 @@ impl MountFs {
         })
     }
 
-    // `global/pg_control` always goes through the worker: every checkpoint ends with it.
     pub(super) fn is_pinned(&self, ino: Ino) -> bool {
-        let store = self.store();
-        let find = |parent, name| store.names().lookup(parent, name);
-        find(ROOT, "data")
-            .and_then(|data| find(data, "global"))
-            .and_then(|global| find(global, "pg_control"))
-            == Some(ino)
+        pinned(self.store()) == Some(ino)
     }
 
     pub(super) fn listing(&self, ino: INodeNo, fh: FileHandle) -> Arc<Vec<Listed>> {
@@ -262,6 +264,14 @@ impl MountFs {
             None => self.listings.put(fh.0, self.store().list(ino.0)),
         }
     }
+}
+
+/// `global/pg_control` always goes through the worker: every checkpoint ends with it.
+pub fn pinned(store: &Store) -> Option<Ino> {
+    let find = |parent, name| store.names().lookup(parent, name);
+    let data = find(ROOT, "data")?;
+    let global = find(data, "global")?;
+    find(global, "pg_control")
 }
 
 pub(super) enum Decision {
