@@ -6,11 +6,13 @@
 
 pub mod account;
 pub mod answered;
+pub mod barrier;
 pub mod catalog;
 pub mod census;
 pub mod content;
 pub mod disk;
 pub mod eviction;
+pub mod flush;
 pub mod namespace;
 pub mod node;
 pub mod presence;
@@ -20,6 +22,7 @@ pub mod runtime;
 pub mod store;
 pub mod tree;
 pub mod upkeep;
+pub mod writeback;
 
 /// Grain of the presence map, in bytes: a PostgreSQL page.
 pub const GRANULE_BYTES: u64 = 8192;

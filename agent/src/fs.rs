@@ -4,6 +4,7 @@
 
 mod attributes;
 mod blocks;
+mod control_file;
 mod directory;
 mod filesystem;
 mod hydrator;
@@ -14,8 +15,9 @@ mod statistics;
 mod streams;
 mod transfer;
 
+pub use control_file::control_file;
 pub use hydrator::{Hydrator, HydratorOptions};
-pub use mount_fs::{MountFs, MountFsParts, Passthrough, pinned};
+pub use mount_fs::{MountFs, MountFsParts, Passthrough};
 pub use pool::Pool;
 pub use room::{Limits, Room};
 pub use statistics::{Histogram, Statistics};

@@ -3,12 +3,13 @@
 mod attach;
 pub mod client;
 mod control;
+mod probe;
 mod read_ahead;
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -20,6 +21,7 @@ use crate::cache::disk::RealDisk;
 use crate::cache::namespace::Owner;
 use crate::cache::store::{Store, StoreParts};
 use crate::cache::tree::Tree;
+use crate::cache::writeback::Writeback;
 use crate::fs::{
     Hydrator, HydratorOptions, Limits, MountFs, MountFsParts, Room, Statistics, Transfer,
 };
@@ -96,6 +98,12 @@ pub fn run(spec: WorkerSpec) -> anyhow::Result<()> {
     if let Err(error) = read_ahead::raise(&spec.place.mount_point()) {
         tracing::info!(%error, "read-ahead stays as the kernel has it");
     }
+    {
+        let mut outcome = passthrough.lock().unwrap_or_else(PoisonError::into_inner);
+        if outcome.is_ok() {
+            *outcome = probe::probe(device.as_fd(), &cache);
+        }
+    }
     let shared = Arc::new(control::Shared {
         spec,
         store: store.clone(),
@@ -122,7 +130,9 @@ pub fn run(spec: WorkerSpec) -> anyhow::Result<()> {
         device = device.as_raw_fd(),
         "serving"
     );
+    let writeback = Writeback::start(store.clone())?;
     session.run().context("serve")?;
+    drop(writeback);
     store.sync_everything().context("make everything durable")
 }
 

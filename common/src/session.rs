@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::agent::hand::{InstanceOptions, SessionPlace};
+use crate::agent::hand::{Hydrate, InstanceOptions, SessionPlace};
 use crate::ids::{BackupLabel, RepositoryName, SessionId, TargetName};
 use crate::messages::{
     MountReady, Mounted, Published, SessionKind, SessionStatus, Step, StepTiming, Warning,
@@ -63,6 +63,9 @@ pub struct SessionSpec {
     pub place: SessionPlace,
     /// Port of the instance; absent for sessions without one.
     pub port: Option<u16>,
+    /// What is copied from the backup beside what is read; the target's default when absent.
+    #[serde(default)]
+    pub hydrate: Option<Hydrate>,
     /// Why, as the sender said.
     pub reason: Option<String>,
 }

@@ -81,6 +81,7 @@ async fn with_broker(command: Command, context: &Context<'_>) -> Answer {
                 backup: what.backup,
                 target: what.target,
                 port,
+                hydrate: what.hydrate,
                 reason: what.reason,
             });
             begin::run(message, wait.limit(), context).await
@@ -90,6 +91,7 @@ async fn with_broker(command: Command, context: &Context<'_>) -> Answer {
                 repository: what.repository,
                 backup: what.backup,
                 target: what.target,
+                hydrate: what.hydrate,
                 reason: what.reason,
             });
             begin::run(message, wait.limit(), context).await

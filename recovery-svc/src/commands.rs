@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use common::agent::hand::SessionPlace;
+use common::agent::hand::{Hydrate, SessionPlace};
 use common::ids::{BackupLabel, RepositoryName, SessionId, TargetName};
 use common::messages::{Command, Envelope, Limits, MountFiles, Publish, SessionKind, TraceParent};
 use common::problem::{ErrorCode, Problem};
@@ -43,6 +43,7 @@ struct Wish {
     backup: Option<BackupLabel>,
     target: TargetName,
     port: Option<u16>,
+    hydrate: Option<Hydrate>,
     reason: Option<String>,
 }
 
@@ -54,6 +55,7 @@ impl From<Publish> for Wish {
             backup: command.backup,
             target: command.target,
             port: command.port,
+            hydrate: command.hydrate,
             reason: command.reason,
         }
     }
@@ -67,6 +69,7 @@ impl From<MountFiles> for Wish {
             backup: command.backup,
             target: command.target,
             port: None,
+            hydrate: command.hydrate,
             reason: command.reason,
         }
     }
@@ -143,6 +146,7 @@ fn spec(service: &Service, session_id: SessionId, wish: Wish) -> Result<SessionS
             os_user: target.os_user.clone(),
         },
         port,
+        hydrate: wish.hydrate,
         reason: wish.reason,
     })
 }

@@ -183,6 +183,7 @@ async fn detail(
         mounted: stored.state.mounted.clone(),
         waiting: waiting(&stored),
         warnings: stored.state.warning_list(),
+        cache: service.caches.latest(session_id),
         reason: stored.state.spec.reason.clone(),
         log: log.into_iter().map(line).collect(),
     }))

@@ -4,13 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::agent::hand::{InstanceStatus, MountStatus, Request, Response};
+use common::ids::SessionId;
 use common::messages::{SessionKind, WarningCode};
 use common::problem::{ErrorCode, Problem};
 use common::session::Input;
+use jiff::SignedDuration;
 use tokio_util::sync::CancellationToken;
 
+use crate::cache_watch::Cadence;
 use crate::executor::{pause, report};
 use crate::hand::{LOOK_FOR, unexpected};
+use crate::reopen::{self, Due, Reopening};
 use crate::service::Service;
 use crate::steps::{self, Grip};
 use crate::stored::Stored;
@@ -22,6 +26,8 @@ const LOW: (u64, u64) = (80, 75);
 const CRITICAL: (u64, u64) = (95, 90);
 /// How long a read has waited for the backup before people are told, in seconds.
 const BASE_WAIT_TOLD_S: u64 = 10;
+/// How often figures of the write cache are told at most.
+const STATISTICS_EVERY: SignedDuration = SignedDuration::from_secs(60);
 
 /// Looks until something is lost (which it gives back) or it is told to stop.
 pub(crate) async fn watch(
@@ -35,6 +41,17 @@ pub(crate) async fn watch(
     let mut sightings = 0;
     let mut unreachable = 0_u32;
     let mut lights = Lights::of(stored);
+    let session_id = stored.state.session_id;
+    let _seen = Seen {
+        service,
+        session_id,
+    };
+    let mut cadence = Cadence::new(STATISTICS_EVERY);
+    let reopen_every_s = service
+        .config
+        .target(&stored.state.spec.target)
+        .map_or(0, |target| target.reopen_every_s);
+    let mut reopening = Reopening::new(reopen_every_s);
     loop {
         let pause_for = if sightings == 0 {
             every
@@ -46,9 +63,24 @@ pub(crate) async fn watch(
         }
         let found = look(service, stored, &mut hand).await;
         match found {
-            Ok(Found::There(status)) => {
+            Ok(Found::There { status, version }) => {
                 sightings = 0;
                 unreachable = 0;
+                let (figures, now) = (&status.statistics, service.env.now());
+                service.caches.saw(&service.metrics, session_id, figures);
+                if cadence.is_due(now, figures) {
+                    let input = Input::Statistics(Box::new(figures.clone()));
+                    report(service, session_id, Some(input), stop).await;
+                }
+                let due = match &version {
+                    Some(version) => reopening.due(now, version, figures.open_upgradable),
+                    None => Due::Nothing,
+                };
+                if let Some(hand) = hand.as_ref()
+                    && let Err(problem) = reopen(stored, hand, due).await
+                {
+                    tracing::warn!(error = %problem, "have PostgreSQL open its files anew");
+                }
                 for (code, text) in lights.changes(&status) {
                     let input = Input::MountWarning { code, text };
                     report(service, stored.state.session_id, Some(input), stop).await;
@@ -72,8 +104,34 @@ pub(crate) async fn watch(
     }
 }
 
+// Takes the figures of a session off the list when it is no longer looked at.
+struct Seen<'a> {
+    service: &'a Service,
+    session_id: SessionId,
+}
+
+impl Drop for Seen<'_> {
+    fn drop(&mut self) {
+        let metrics = &self.service.metrics;
+        self.service.caches.forget(metrics, self.session_id);
+    }
+}
+
+async fn reopen(stored: &Stored, hand: &Grip<'_>, due: Due) -> Result<(), Problem> {
+    if due == Due::Nothing {
+        return Ok(());
+    }
+    let state = &stored.state;
+    let instance = steps::prepared(state)?;
+    reopen::carry_out(due, hand, state.session_id, &state.spec.place, &instance).await
+}
+
 enum Found {
-    There(Box<MountStatus>),
+    There {
+        status: Box<MountStatus>,
+        // Of an instance that takes reads and writes.
+        version: Option<String>,
+    },
     Lost(Problem),
 }
 
@@ -88,6 +146,7 @@ async fn look<'a>(
         None => hand.insert(steps::grip(service, state).await?),
     };
     let place = state.spec.place.clone();
+    let mut version = None;
     if state.spec.kind == SessionKind::Publish {
         let request = Request::InstanceStatus {
             place: place.clone(),
@@ -98,14 +157,18 @@ async fn look<'a>(
                 return Ok(Found::Lost(steps::stopped(&last_log_lines)));
             }
             // Recovering is a crash recovery after a backend died: it comes back by itself.
-            Response::Instance(
-                InstanceStatus::Recovering { .. } | InstanceStatus::Ready { .. },
-            ) => {}
+            Response::Instance(InstanceStatus::Recovering { .. }) => {}
+            Response::Instance(InstanceStatus::Ready { version: seen, .. }) => {
+                version = Some(seen);
+            }
             other => return Err(unexpected("the instance's status", &other)),
         }
     }
     match hand.ask(Request::MountStatus { place }, LOOK_FOR).await? {
-        Response::MountStatus(Some(status)) => Ok(Found::There(Box::new(status))),
+        Response::MountStatus(Some(status)) => Ok(Found::There {
+            status: Box::new(status),
+            version,
+        }),
         Response::MountStatus(None) => Ok(Found::Lost(Problem::new(
             ErrorCode::MountFailed,
             "the mount is gone; its write cache is kept",

@@ -74,6 +74,7 @@ fn begin(automatic_max: u32) -> (SessionState, Vec<Effect>) {
         session_id: id.into(),
         command_id: id,
         spec: SessionSpec {
+            hydrate: None,
             kind: SessionKind::Publish,
             repository: RepositoryName::new("r").unwrap(),
             backup: None,

@@ -135,7 +135,8 @@ async fn published_agrees(
     let instance = Instance::new(system, installation, &detail)?;
     let result = instance.checks_pages_and_has_every_relation().await;
     protocol.note("relations, tablespaces and checksums", result);
-    protocol.note("scan the large table", instance.scan_speed().await);
+    let result = instance.large_table_agrees(original).await;
+    protocol.note("every row of the large table", result);
     protocol.note("dump", same_dump(&instance, original));
     let result = instance.unlogged_tables_are_empty_and_usable().await;
     protocol.note("unlogged tables", result);

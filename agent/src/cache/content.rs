@@ -9,7 +9,6 @@ use rustix::io::Errno;
 
 use super::disk::{DiskFile, DiskName};
 use super::node::{Node, NodeState, Opens};
-use super::presence::Presence;
 use super::record::{Record, RuntimeRecord};
 use super::store::{Store, errno::error, now};
 use super::{GRANULE_BYTES, Ino};
@@ -60,8 +59,6 @@ pub enum Outcome<T> {
 
 /// How many granules are copied before others get the node.
 const FILL_GRANULES: u64 = 32;
-/// Most ranges of granules in one record.
-const RANGES_MAX: usize = 50_000;
 const SEEK_DATA: i32 = 3;
 /// Longest copy in one request, so that other requests do not wait.
 const COPY_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -76,16 +73,6 @@ fn padded(bytes: &[u8], length: u64) -> Cow<'_, [u8]> {
             Cow::Owned(bytes)
         }
     }
-}
-
-/// Records that name the granules of a set, none longer than a record may be.
-pub(super) fn in_records(
-    set: &Presence,
-    record: impl Fn(Vec<(u64, u64)>) -> Record,
-) -> Vec<Record> {
-    let ranges = set.ranges();
-    let chunks = ranges.chunks(RANGES_MAX);
-    chunks.map(|chunk| record(chunk.to_vec())).collect()
 }
 
 // A write that fails midway leaves the file's size as it was.
@@ -238,7 +225,7 @@ impl Store {
             let file = self.data_file(node, &mut state)?;
             let size = file.stat()?.size;
             write_or_leave(file.as_ref(), bytes, offset, size)?;
-            state.dirty = true;
+            self.mark_dirty(node.ino, &mut state);
             return Ok(Outcome::Done(()));
         }
         let mut image = Cow::Borrowed(bytes);
@@ -273,7 +260,7 @@ impl Store {
         state.size = state.size.max(end);
         state.attributes.modified_at = now();
         state.attributes.changed_at = state.attributes.modified_at;
-        state.dirty = true;
+        self.mark_dirty(node.ino, &mut state);
         let granules = offset / GRANULE_BYTES..end.div_ceil(GRANULE_BYTES);
         let modified_at = state.attributes.modified_at;
         self.note_present(node.ino, &mut state, granules, modified_at)?;
@@ -307,7 +294,7 @@ impl Store {
         if state.base.is_none() {
             let file = self.data_file(node, &mut state)?;
             file.set_size(size)?;
-            state.dirty = true;
+            self.mark_dirty(node.ino, &mut state);
             return Ok(());
         }
         let file = self.data_file(node, &mut state)?;
@@ -325,7 +312,7 @@ impl Store {
         self.catalog.sync(position)?;
         state.resize(size);
         state.position = position;
-        state.dirty = true;
+        self.mark_dirty(node.ino, &mut state);
         state.attributes.modified_at = now();
         state.attributes.changed_at = state.attributes.modified_at;
         file.set_size(size)?;
@@ -362,7 +349,7 @@ impl Store {
         if state.base.is_none() {
             let file = self.data_file(node, &mut state)?;
             file.allocate(mode, offset, length)?;
-            state.dirty = true;
+            self.mark_dirty(node.ino, &mut state);
             return Ok(Outcome::Done(()));
         }
         let clears = mode & (PUNCH_HOLE | ZERO_RANGE) != 0;
@@ -393,7 +380,7 @@ impl Store {
             state.size = end;
             file.set_size(end)?;
         }
-        state.dirty = true;
+        self.mark_dirty(node.ino, &mut state);
         state.attributes.modified_at = now();
         state.attributes.changed_at = state.attributes.modified_at;
         let modified_at = state.attributes.modified_at;
@@ -449,120 +436,16 @@ impl Store {
         let both = source.descriptor().zip(target.descriptor());
         let (source, target) = both.ok_or_else(|| error(Errno::OPNOTSUPP))?;
         let length = usize::try_from(length.min(COPY_BYTES_MAX)).map_err(io::Error::other)?;
-        to.lock().dirty = true;
-        Ok(rustix::fs::copy_file_range(
+        let copied = rustix::fs::copy_file_range(
             source,
             Some(&mut from_offset),
             target,
             Some(&mut to_offset),
             length,
-        )?)
-    }
-
-    /// Whether a flush of the file would find nothing to do.
-    pub fn is_clean(&self, node: &Node) -> bool {
-        let Ok(_flush) = node.try_lock_flush() else {
-            return false;
-        };
-        let state = node.lock();
-        let served_by_kernel = state.opens.passthrough > 0 && state.base.is_none();
-        !state.dirty && !state.failed && !served_by_kernel && self.catalog.is_synced(state.position)
-    }
-
-    /// Makes a file durable: data, then the map, then nothing is left to do.
-    pub fn sync(&self, node: &Node) -> io::Result<()> {
-        let _flush = node.lock_flush();
-        let position = self.flush(node)?;
-        self.catalog.sync(position)
-    }
-
-    // Flushes data and appends to the catalog; returns the position that makes it durable.
-    fn flush(&self, node: &Node) -> io::Result<u64> {
-        let mut state = node.lock();
-        if state.failed {
-            return Err(error(Errno::IO));
-        }
-        let served_by_kernel = state.opens.passthrough > 0 && state.base.is_none();
-        if !state.dirty && !served_by_kernel {
-            return Ok(state.position);
-        }
-        let file = self.data_file(node, &mut state)?;
-        state.committing = std::mem::take(&mut state.uncommitted);
-        let (size, unnamed, cut) = (state.size, state.unnamed, state.cut);
-        let modified_at = state.attributes.modified_at;
-        state.dirty = false;
-        drop(state);
-        let mut result = file.sync_data();
-        if result.is_ok() && unnamed {
-            result = self.disk.sync_data_names();
-        }
-        let mut state = node.lock();
-        if let Err(failure) = result {
-            // The kernel may have dropped what it could not write: nothing can be promised any more.
-            state.failed = true;
-            self.runtime
-                .append(&RuntimeRecord::Failed { ino: node.ino })?;
-            return Err(failure);
-        }
-        if unnamed {
-            state.unnamed = false;
-        }
-        if state.base.is_some() {
-            let size = size.min(state.size);
-            let rewritten = std::mem::take(&mut state.rewritten);
-            let committed = self.append_commit(node.ino, size, modified_at, &state, &rewritten);
-            let committing = std::mem::take(&mut state.committing);
-            match committed {
-                Ok(position) => {
-                    state.position = position;
-                    state.size_in_catalog = size;
-                }
-                Err(failure) => {
-                    state.uncommitted.insert_all(&committing);
-                    state.rewritten.insert_all(&rewritten);
-                    state.dirty = true;
-                    return Err(failure);
-                }
-            }
-            if state.cut == cut {
-                state.cut = None;
-            }
-        }
-        Ok(state.position)
-    }
-
-    fn append_commit(
-        &self,
-        ino: Ino,
-        size: u64,
-        modified_at: i64,
-        state: &NodeState,
-        rewritten: &Presence,
-    ) -> io::Result<u64> {
-        let mut records = in_records(&state.committing, |present| Record::Commit {
-            ino,
-            size,
-            modified_at,
-            present,
-        });
-        if records.is_empty() {
-            records.push(Record::Commit {
-                ino,
-                size,
-                modified_at,
-                present: Vec::new(),
-            });
-        }
-        let copied = state.committing.common_with(&state.copied);
-        records.extend(in_records(&copied, |granules| Record::Copied {
-            ino,
-            granules,
-        }));
-        records.extend(in_records(rewritten, |granules| Record::Rewritten {
-            ino,
-            granules,
-        }));
-        self.append(&records)
+        );
+        // Behind it: a flush that began before has not seen it.
+        self.mark_dirty(to.ino, &mut to.lock());
+        Ok(copied?)
     }
 
     /// Notes a file of which everything is here: the next sweep makes it complete.
@@ -600,7 +483,9 @@ impl Store {
                 return Ok(());
             }
             // What was only copied from the backup counts too now.
-            state.dirty |= state.is_whole();
+            if state.is_whole() {
+                self.mark_dirty(node.ino, &mut state);
+            }
         }
         self.flush(node)?;
         let mut state = node.lock();
@@ -639,7 +524,7 @@ impl Store {
                 opens.passthrough += 1;
                 opens.backing = backing;
                 state.was_passthrough = true;
-                state.dirty = true;
+                self.mark_dirty(node.ino, state);
             }
             None => opens.cached += 1,
         }
@@ -657,6 +542,8 @@ impl Store {
         let mut opens = state.opens;
         let mut backing = None;
         if passthrough {
+            // The kernel may have written since the last flush.
+            self.mark_dirty(node.ino, &mut state);
             opens.passthrough = opens.passthrough.saturating_sub(1);
             if opens.passthrough == 0 {
                 backing = opens.backing.take();

@@ -8,7 +8,8 @@ use std::io;
 use std::sync::Arc;
 
 use super::GRANULE_BYTES;
-use super::content::{Fetched, in_records};
+use super::content::Fetched;
+use super::flush::in_records;
 use super::node::{Node, NodeState};
 use super::presence::Presence;
 use super::record::{Record, RuntimeRecord};

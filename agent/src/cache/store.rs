@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::Ino;
 use super::account::Account;
+use super::barrier::{Suspects, is_temporary_name};
 use super::catalog::Catalog;
 use super::disk::{Disk, DiskName};
 use super::namespace::{Namespace, Owner, attributes_in_tree};
@@ -99,6 +100,7 @@ pub struct Store {
     // Nodes of which everything is here but of which the catalog does not say so yet.
     pub(crate) whole: Mutex<Vec<Arc<Node>>>,
     pub(crate) account: Account,
+    pub(crate) suspects: Suspects,
 }
 
 /// What a cache is opened from.
@@ -137,16 +139,20 @@ impl Store {
             reapable: Mutex::default(),
             whole: Mutex::default(),
             account: Account::default(),
+            suspects: Suspects::default(),
         };
         if is_takeover {
             for node in store.names().all_touched() {
                 let mut state = node.lock();
                 // What the predecessor did not flush is still to be flushed.
-                state.dirty = true;
+                store.mark_dirty(node.ino, &mut state);
                 state.unnamed = true;
             }
         } else {
-            store.disk.sync_all()?;
+            // What a predecessor wrote may not be on the disk, and nobody remembers which files those are.
+            if !records.is_empty() {
+                store.disk.sync_all()?;
+            }
             store.append(&[Record::Mounted])?;
             store
                 .runtime
@@ -352,6 +358,7 @@ impl Store {
             let mut state = node.lock();
             state.unnamed = true;
             state.settled = true;
+            state.temporary = is_temporary_name(new.name);
         }
         self.facts_of(&names, ino)
     }
@@ -459,6 +466,13 @@ impl Store {
             unique,
         };
         self.log_and_apply(&mut names, record)?;
+        if let Some(node) = names.touched(moved) {
+            let mut state = node.lock();
+            if state.temporary && !is_temporary_name(to.name) {
+                state.temporary = false;
+                self.suspects.add(moved);
+            }
+        }
         self.collect(&mut names);
         Ok(())
     }

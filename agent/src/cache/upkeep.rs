@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::Ino;
-use super::content::in_records;
+use super::flush::in_records;
 use super::node::{Node, NodeState};
 use super::record::{NodeRecord, Record, RuntimeRecord};
 use super::store::Store;
@@ -93,15 +93,17 @@ impl Store {
     /// Makes everything durable that is in the cache, also what was only copied: before the mount goes.
     pub fn sync_everything(&self) -> io::Result<()> {
         for node in self.all_touched() {
-            {
-                let mut state = node.lock();
-                state.dirty |= !state.uncommitted.is_empty();
-                if state.failed || state.is_gone() {
-                    continue;
-                }
+            let mut state = node.lock();
+            if !state.uncommitted.is_empty() {
+                self.mark_dirty(node.ino, &mut state);
             }
-            self.sync(&node)?;
         }
+        let mut nodes = self.suspected(&self.suspects.all());
+        nodes.retain(|node| {
+            let state = node.lock();
+            !state.failed && !state.is_gone()
+        });
+        self.make_durable(&nodes)?;
         self.complete_whole()?;
         self.sync_names()
     }

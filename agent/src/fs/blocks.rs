@@ -16,6 +16,8 @@ pub(super) const PIECE_BYTES_MAX: u64 = 1024 * 1024;
 const HERE_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Most entries in the list of their order.
 const ORDER_MAX: usize = 8192;
+/// How long the hydrator waits for a piece.
+const HYDRATOR_WAITS: Duration = Duration::from_secs(5);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Bytes of one file of the backup: from the first to before the last.
@@ -35,6 +37,15 @@ pub(super) struct Blocks {
     base: Arc<Base>,
     state: Mutex<State>,
     changed: Condvar,
+}
+
+/// Who waits for a piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Who {
+    /// Somebody who reads or writes a file.
+    Reader,
+    /// Whoever copies in the background, who has other things to do too.
+    Hydrator,
 }
 
 type Key = (u32, u64);
@@ -120,10 +131,14 @@ impl Blocks {
         span: Span,
         around: Span,
         arrived: &Arrived,
+        who: Who,
     ) -> Result<Vec<Arc<Fetched>>, BaseError> {
-        let waiter = Waiter::enter(self);
+        let waiter = (who == Who::Reader).then(|| Waiter::enter(self));
         let since = Instant::now();
-        let limit = self.base.wait_limit();
+        let limit = match who {
+            Who::Reader => self.base.wait_limit(),
+            Who::Hydrator => self.base.wait_limit().min(HYDRATOR_WAITS),
+        };
         let mut has_waited = false;
         let mut state = self.lock();
         loop {

@@ -27,6 +27,8 @@ const STEP_BACK_MAX: Duration = Duration::from_millis(250);
 const STEP_BACK: Duration = Duration::from_millis(3);
 /// How often a file that is whole but was written while it was made complete is tried again.
 const TRY_COMPLETE_EVERY: Duration = Duration::from_secs(2);
+/// How often a file that cannot be copied is tried again.
+const TRY_FAILED_EVERY: Duration = Duration::from_secs(300);
 /// Most files that are remembered as in use; beyond them a file waits for its next use.
 const TOUCHED_MAX: usize = 65_536;
 
@@ -162,7 +164,8 @@ impl Hydrator {
             // None is left: then writers are told when the volume is full.
             return Ok(self.room.make(&self.transfer, shortage)? > 0);
         }
-        if self.options.hydrate == Hydrate::None || !self.room.has_room_for_copies() {
+        let may_copy = self.options.hydrate != Hydrate::None && self.transfer.is_attached();
+        if !may_copy || !self.room.has_room_for_copies() {
             return Ok(false);
         }
         let next = match self.next_touched() {
@@ -183,8 +186,8 @@ impl Hydrator {
         let copied = match self.transfer.copy_next(&next.node, next.next) {
             Ok(copied) => copied,
             Err(error) => {
-                // Its neighbours may be sound.
-                self.put_off(&next, next.next);
+                // Other files may be sound.
+                self.put_off(&next, next.next, TRY_FAILED_EVERY);
                 return Err(error);
             }
         };
@@ -203,20 +206,20 @@ impl Hydrator {
             }
             None => {
                 self.store.note_whole(&next.node);
-                self.put_off(&next, 0);
+                self.put_off(&next, 0, TRY_COMPLETE_EVERY);
             }
         }
         Ok(true)
     }
 
-    fn put_off(&self, touched: &Touched, next: u64) {
+    fn put_off(&self, touched: &Touched, next: u64, time: Duration) {
         if let Some(known) = self.lock().get_mut(&touched.node.ino) {
             known.next = next;
-            known.not_before = Some(Instant::now() + TRY_COMPLETE_EVERY);
+            known.not_before = Some(Instant::now() + time);
         }
     }
 
-    // Small files first, for they are soon done; then by use.
+    // By use.
     fn next_touched(&self) -> Option<Touched> {
         let now = Instant::now();
         let touched = self.lock();

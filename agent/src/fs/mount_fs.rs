@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fuser::{
@@ -19,11 +19,11 @@ use super::hydrator::Hydrator;
 use super::pool::Pool;
 use super::statistics::Statistics;
 use super::transfer::Transfer;
+use crate::cache::Ino;
 use crate::cache::namespace::Owner;
 use crate::cache::node::Node;
 use crate::cache::record::NodeKind;
 use crate::cache::store::{Facts, NewNode, Store};
-use crate::cache::{Ino, ROOT};
 
 /// Attributes and names change through this process only, so that the kernel may remember them.
 pub(super) const TTL: Duration = Duration::from_secs(3600);
@@ -77,7 +77,6 @@ pub struct MountFs {
     pub(super) flushes: Pool,
     pub(super) listings: Listings,
     pub(super) next_handle: AtomicU64,
-    pub(super) passthrough: bool,
 }
 
 const POOL_THREADS: usize = 16;
@@ -112,7 +111,6 @@ impl MountFs {
             flushes: Pool::start("flush", FLUSH_THREADS, POOL_QUEUE)?,
             listings: Listings::default(),
             next_handle: AtomicU64::new(1),
-            passthrough: false,
         })
     }
 
@@ -199,6 +197,12 @@ impl MountFs {
         keep | FopenFlags::FOPEN_NOFLUSH
     }
 
+    // As negotiated with the kernel and probed with a file of the cache.
+    fn may_pass(&self) -> bool {
+        let outcome = self.parts.passthrough_outcome.lock();
+        outcome.unwrap_or_else(PoisonError::into_inner).is_ok()
+    }
+
     // Decides the class of an open and notes it. The closures speak to the kernel's reply object.
     pub(super) fn decide(
         &self,
@@ -215,7 +219,7 @@ impl MountFs {
         // A resent create may have been carried out as far as the making, but not the opening: its own key.
         let open_key = unique(request) | OPEN_KEY;
         let known = is_resent(request) && self.store().is_answered_open(open_key);
-        let may_pass = self.passthrough && !self.is_pinned(node.ino);
+        let may_pass = self.may_pass() && !self.is_control_file(node.ino);
         let mut state = node.lock();
         if may_pass && self.store().may_pass_through(&state) {
             let position = state.position;
@@ -254,24 +258,12 @@ impl MountFs {
         })
     }
 
-    pub(super) fn is_pinned(&self, ino: Ino) -> bool {
-        pinned(self.store()) == Some(ino)
-    }
-
     pub(super) fn listing(&self, ino: INodeNo, fh: FileHandle) -> Arc<Vec<Listed>> {
         match self.listings.get(fh.0) {
             Some(listing) => listing,
             None => self.listings.put(fh.0, self.store().list(ino.0)),
         }
     }
-}
-
-/// `global/pg_control` always goes through the worker: every checkpoint ends with it.
-pub fn pinned(store: &Store) -> Option<Ino> {
-    let find = |parent, name| store.names().lookup(parent, name);
-    let data = find(ROOT, "data")?;
-    let global = find(data, "global")?;
-    find(global, "pg_control")
 }
 
 pub(super) enum Decision {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::io::Errno;
 
-use super::blocks::{Arrived, Blocks, PIECE_BYTES_MAX, Span};
+use super::blocks::{Arrived, Blocks, PIECE_BYTES_MAX, Span, Who};
 use super::pool::Pool;
 use super::room::Room;
 use super::streams::Streams;
@@ -199,7 +199,7 @@ impl Transfer {
             end: (start + count * GRANULE_BYTES).min(base.length).max(start),
         };
         let nothing: Arrived = Arc::new(|_| {});
-        for piece in self.read_base(wanted, wanted, &nothing)? {
+        for piece in self.read_base(wanted, wanted, &nothing, Who::Hydrator)? {
             self.store.fill(node, &piece)?;
             self.blocks.forget(base.file, &piece);
         }
@@ -208,7 +208,7 @@ impl Transfer {
 
     /// Compares what an earlier mount had copied with the backup; says whether the backup could be asked.
     pub fn prove(&self, node: &Arc<Node>, granules: (u64, u64)) -> io::Result<bool> {
-        let Some(base) = node.lock().base.filter(|_| self.base.status().attached) else {
+        let Some(base) = node.lock().base.filter(|_| self.is_attached()) else {
             return Ok(false);
         };
         let start = granules.0 * GRANULE_BYTES;
@@ -220,12 +220,17 @@ impl Transfer {
                 .max(start),
         };
         let nothing: Arrived = Arc::new(|_| {});
-        let pieces = self.read_base(wanted, wanted, &nothing)?;
+        let pieces = self.read_base(wanted, wanted, &nothing, Who::Hydrator)?;
         self.store.prove(node, granules, &pieces)?;
         for piece in pieces {
             self.blocks.forget(base.file, &piece);
         }
         Ok(true)
+    }
+
+    /// Whether the backup can be asked.
+    pub fn is_attached(&self) -> bool {
+        self.base.status().attached
     }
 
     /// Whether somebody waits for the backup.
@@ -260,7 +265,8 @@ impl Transfer {
                 .max(need.offset + need.length),
         };
         self.foreground.fetch_add(1, Ordering::Relaxed);
-        let result = self.read_base(span(need), around, &self.keeping(node, need.file));
+        let arrived = self.keeping(node, need.file);
+        let result = self.read_base(span(need), around, &arrived, Who::Reader);
         self.foreground.fetch_sub(1, Ordering::Relaxed);
         result
     }
@@ -270,8 +276,9 @@ impl Transfer {
         span: Span,
         around: Span,
         arrived: &Arrived,
+        who: Who,
     ) -> io::Result<Vec<Arc<Fetched>>> {
-        self.blocks.get(span, around, arrived).map_err(|why| {
+        self.blocks.get(span, around, arrived, who).map_err(|why| {
             let (file, offset) = (span.file, span.start);
             match &why {
                 BaseError::Permanent(_) => {

@@ -156,6 +156,7 @@ pub fn generate(input: &Input<'_>) -> Generated {
     recovery(input, &mut writer);
     libraries(input, &mut writer);
     memory(input, &mut writer);
+    durability(input, &mut writer);
     file_system(input, &mut writer);
     writer.line("\n# As the publisher asked.");
     for (name, value) in input.settings {
@@ -366,12 +367,27 @@ fn memory(input: &Input<'_>, writer: &mut Writer) {
     }
 }
 
+/// An original that gives up durability does so for its own reasons; whoever writes to a published instance was promised it.
+fn durability(input: &Input<'_>, writer: &mut Writer) {
+    for name in ["fsync", "full_page_writes"] {
+        writer.set(name, "on");
+        if input
+            .original
+            .get(name)
+            .is_some_and(|value| !parse_boolean(value))
+        {
+            writer.remark(format!("{name} is on: the original has it off"));
+        }
+    }
+}
+
 fn file_system(input: &Input<'_>, writer: &mut Writer) {
     // Commits of WAL files in passthrough then never leave the kernel.
     writer.set("wal_sync_method", "open_datasync");
     if input.major >= 14 {
-        // syncfs is not forwarded to a FUSE server.
-        writer.set("recovery_init_sync_method", "fsync");
+        // To flush each file would take longer than all else. It is the mount that makes it needless (`cache::barrier`):
+        // recovery begins with a write of pg_control, before which everything else is made durable.
+        writer.set("recovery_init_sync_method", "syncfs");
     }
     if input.major < 18 {
         // Each advice on a passthrough file would make the worker read pages that nobody uses.

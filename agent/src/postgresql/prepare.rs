@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -74,7 +74,6 @@ impl Job<'_> {
     fn run(&self) -> Result<Prepared, Problem> {
         self.check_version()?;
         let control = ControlData::read(&self.options.program_directory, &self.data)?;
-        let end_lsn = self.end_of_backup(&control);
         self.clear()?;
         let original = self.original_settings()?;
         let missing_libraries = self.missing_libraries(&original);
@@ -85,7 +84,6 @@ impl Job<'_> {
         self.write(&self.configuration.join(PREPARED_MARKER), "")?;
         Ok(Prepared {
             missing_libraries,
-            end_lsn,
             remarks,
         })
     }
@@ -325,18 +323,6 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Where recovery will be consistent: the manifest knows best, then `pg_control`.
-    fn end_of_backup(&self, control: &ControlData) -> Option<String> {
-        let tail = read_tail(&self.data.join("backup_manifest")).unwrap_or_default();
-        let of_manifest = tail.rfind("\"End-LSN\"").and_then(|at| {
-            let value = tail.get(at..)?.split('"').nth(3)?;
-            Some(value.to_owned())
-        });
-        of_manifest
-            .or_else(|| control.position("Backup end location"))
-            .or_else(|| control.position("Minimum recovery ending location"))
-    }
-
     fn read_optional(&self, path: &Path) -> Result<Option<String>, Problem> {
         match read_limited(path) {
             Ok(text) => Ok(Some(text)),
@@ -397,18 +383,6 @@ fn read_limited(path: &Path) -> io::Result<String> {
     }
     let mut bytes = Vec::new();
     file.by_ref().take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-fn read_tail(path: &Path) -> io::Result<String> {
-    let mut file = OpenOptions::new()
-        .read(true)
-        .custom_flags(nonblocking())
-        .open(path)?;
-    let size = file.metadata()?.len();
-    file.seek(SeekFrom::Start(size.saturating_sub(4096)))?;
-    let mut bytes = Vec::new();
-    file.take(4096).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

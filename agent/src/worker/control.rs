@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{WorkerSpec, log_end};
 use crate::base::Base;
 use crate::cache::store::Store;
-use crate::fs::{Hydrator, Passthrough, Statistics, Transfer, pinned};
+use crate::fs::{Hydrator, Passthrough, Statistics, Transfer, control_file};
 
 /// First line of a page channel.
 pub(super) const PAGES: &str = "pages";
@@ -179,6 +179,6 @@ fn statistics(shared: &Shared) -> CacheStatistics {
         base_bytes: base.bytes_read,
         read_miss,
         fsync: counted.fsyncs.latency(),
-        ..shared.store.census(pinned(&shared.store))
+        ..shared.store.census(control_file(&shared.store))
     }
 }

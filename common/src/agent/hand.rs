@@ -173,10 +173,13 @@ pub enum Request {
         /// Where.
         place: SessionPlace,
     },
-    /// Unmount and end worker and supervisor; the write cache stays. Answered by [`Response::Done`].
+    /// Unmount and end worker and supervisor. Answered by [`Response::Done`].
     Unmount {
         /// Where.
         place: SessionPlace,
+        /// What becomes of the write cache.
+        #[serde(default)]
+        cache: CacheAfterwards,
     },
     /// Remove the session's directories, write cache included. Refused while mounted or while PostgreSQL runs. Answered by [`Response::Done`].
     RemoveSession {
@@ -231,6 +234,16 @@ pub enum Request {
         /// The statement; at most 1,000 rows of text come back.
         sql: String,
     },
+}
+
+/// What becomes of a write cache when its mount ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CacheAfterwards {
+    /// It may be mounted again: everything in it is made durable before the mount is said to have ended.
+    #[default]
+    Kept,
+    /// It is removed next, so that nothing of it is worth a flush.
+    Discarded,
 }
 
 /// What the hand answers.
@@ -365,6 +378,10 @@ pub struct MountOptions {
     /// Most that the write cache may occupy while there are copies of the backup in it that can be given back, in bytes.
     #[serde(default)]
     pub cache_bytes_max: Option<u64>,
+    /// Whether a worker that has died is replaced where the kernel can send its requests again (Linux 6.9); else the
+    /// mount ends with its worker, so that nobody waits for an answer that never comes.
+    #[serde(default = "MountOptions::replace_workers")]
+    pub replace_workers: bool,
 }
 
 /// What is copied from the backup into the write cache beside what is read.
@@ -397,6 +414,12 @@ fn default_hydrate_bytes_per_s() -> u64 {
     128 * 1024 * 1024
 }
 
+impl MountOptions {
+    fn replace_workers() -> bool {
+        true
+    }
+}
+
 impl Default for MountOptions {
     fn default() -> Self {
         Self {
@@ -406,6 +429,7 @@ impl Default for MountOptions {
             hydrate: Hydrate::default(),
             hydrate_bytes_per_s: default_hydrate_bytes_per_s(),
             cache_bytes_max: None,
+            replace_workers: true,
         }
     }
 }
@@ -471,8 +495,6 @@ pub struct InstanceOptions {
 pub struct Prepared {
     /// `shared_preload_libraries` of the original that this host does not have and that are left out.
     pub missing_libraries: Vec<String>,
-    /// WAL position at which recovery will be consistent, as far as `backup_label` and manifest say, `X/X`.
-    pub end_lsn: Option<String>,
     /// Sentences for people about what was changed against the original's configuration.
     pub remarks: Vec<String>,
 }

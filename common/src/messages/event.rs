@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::payload::payloads;
-use super::{ContractError, Payload, PayloadDoc, SessionKind, SessionStatus, Step};
+use super::{
+    CacheStatistics, ContractError, Payload, PayloadDoc, SessionKind, SessionStatus, Step,
+};
 use crate::ids::{BackupLabel, CommandId, RepositoryName, ServerName, TargetName};
 use crate::problem::Problem;
 
@@ -71,6 +73,7 @@ payloads! {
         Failed = "io.pginstant.session.failed.v1",
         Warning = "io.pginstant.session.warning.v1",
         WarningCleared = "io.pginstant.session.warning_cleared.v1",
+        CacheStatistics = "io.pginstant.session.cache_statistics.v1",
         CommandRejected = "io.pginstant.command.rejected.v1",
     }
 }

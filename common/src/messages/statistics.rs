@@ -3,7 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Counts since the worker's start, and how things stand.
+/// How the write cache of a session is doing: counts since its worker's start, and how things stand. Told when something has
+/// changed, at most once a minute.
 #[derive(
     Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]

@@ -2,7 +2,7 @@
 
 use crate::agent::hand::InstanceOptions;
 use crate::ids::{CommandId, SessionId};
-use crate::messages::{MountReady, Published, Step, WarningCode};
+use crate::messages::{CacheStatistics, MountReady, Published, Step, WarningCode};
 use crate::problem::{ErrorCode, Problem};
 
 use super::{RetryPolicy, SessionSpec, Undo};
@@ -119,6 +119,8 @@ pub enum Input {
         /// For people.
         text: Option<String>,
     },
+    /// How the write cache is doing.
+    Statistics(Box<CacheStatistics>),
     /// The service has restarted: no activity of the session lives any more.
     Restarted,
 }

@@ -190,6 +190,7 @@ mod tests {
                 published: None,
                 mounted: None,
                 waiting: None,
+                cache: None,
                 warnings: Vec::new(),
                 reason: None,
                 log: Vec::new(),

@@ -79,6 +79,7 @@ fn detail(status: SessionStatus, sequence: u64) -> SessionDetail {
         published: (status == SessionStatus::Published).then(samples::published),
         mounted: None,
         waiting: None,
+        cache: None,
         warnings: Vec::new(),
         reason: None,
         log: vec![SessionLogLine {

@@ -26,6 +26,7 @@ pub(super) async fn run(run: Run<'_>) -> Finished {
     let mut advanced_at = Instant::now();
     let mut told_at: Option<Instant> = None;
     let mut seen_lsn: Option<String> = None;
+    let mut first_bytes = None;
     loop {
         match look(&run, &mut hand).await {
             Ok(InstanceStatus::Ready {
@@ -52,7 +53,9 @@ pub(super) async fn run(run: Run<'_>) -> Finished {
                     advanced_at = Instant::now();
                     if told_at.is_none_or(|at| at.elapsed() >= PROGRESS_EVERY) {
                         told_at = Some(Instant::now());
-                        tell(&run, seen_lsn.as_deref().unwrap_or_default()).await;
+                        let replayed = seen_lsn.as_deref().unwrap_or_default();
+                        first_bytes = first_bytes.or_else(|| lsn_bytes(replayed));
+                        tell(&run, replayed, first_bytes).await;
                     }
                 } else if advanced_at.elapsed() >= stall_max {
                     return Finished::Failed(stalled(seen_lsn.as_deref(), stall_max));
@@ -88,7 +91,7 @@ async fn look<'a>(run: &Run<'a>, hand: &mut Option<Grip<'a>>) -> Result<Instance
     }
 }
 
-async fn tell(run: &Run<'_>, replayed: &str) {
+async fn tell(run: &Run<'_>, replayed: &str, first_bytes: Option<u64>) {
     let end = run
         .state()
         .mount
@@ -98,8 +101,21 @@ async fn tell(run: &Run<'_>, replayed: &str) {
         Some(end) => format!("replayed {replayed} of {end}"),
         None => format!("replayed {replayed}"),
     };
-    let bytes = (lsn_bytes(replayed), end.and_then(lsn_bytes));
-    run.progress(Step::Recover, text, bytes).await;
+    let positions = (lsn_bytes(replayed), end.and_then(lsn_bytes));
+    run.progress(Step::Recover, text, replayed_bytes(positions, first_bytes))
+        .await;
+}
+
+/// How much is replayed, of how much, since the first position seen. The backup's end is where the instance is consistent; WAL
+/// beyond it is replayed too, and then nobody knows how much there is.
+fn replayed_bytes(
+    (replayed, end): (Option<u64>, Option<u64>),
+    first: Option<u64>,
+) -> (Option<u64>, Option<u64>) {
+    let since_first = |position: u64| position.saturating_sub(first.unwrap_or(position));
+    let done = replayed.map(since_first);
+    let total = end.map(since_first).filter(|total| done <= Some(*total));
+    (done, total)
 }
 
 /// A WAL position `X/X` as a number of bytes.
@@ -172,7 +188,7 @@ fn stalled(replayed: Option<&str>, limit: Duration) -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use super::lsn_bytes;
+    use super::{lsn_bytes, replayed_bytes};
 
     #[test]
     fn a_wal_position_is_a_number_of_bytes() {
@@ -186,6 +202,24 @@ mod tests {
             ("100000000/0", None),
         ] {
             assert_eq!(lsn_bytes(text), bytes, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_replayed_is_counted_from_the_first_position_and_never_more_than_the_whole() {
+        for (replayed, end, expected) in [
+            (Some(100), Some(300), (Some(0), Some(200))),
+            (Some(250), Some(300), (Some(150), Some(200))),
+            (Some(300), Some(300), (Some(200), Some(200))),
+            (Some(400), Some(300), (Some(300), None)),
+            (Some(150), None, (Some(50), None)),
+            (None, Some(300), (None, Some(200))),
+        ] {
+            assert_eq!(
+                replayed_bytes((replayed, end), Some(100)),
+                expected,
+                "{replayed:?} of {end:?}"
+            );
         }
     }
 }

@@ -292,7 +292,6 @@ impl Hand for ScriptedHands {
             Request::FindPostgresql { .. } => Response::Postgresql(installation()),
             Request::Prepare { .. } => Response::Prepared(Prepared {
                 missing_libraries: vec![],
-                end_lsn: None,
                 remarks: vec!["archive_mode is off".to_owned()],
             }),
             Request::CheckPort { port, .. } if target.running => {
@@ -334,6 +333,7 @@ impl Hand for ScriptedHands {
                     cache_bytes: 0,
                     cache_volume: SPACE,
                     counters: BTreeMap::new(),
+                    statistics: Default::default(),
                 }))
             }
             Request::ListSessions { .. } => Response::Sessions(target.leftovers.clone()),
@@ -462,6 +462,7 @@ impl Stage {
                 backup: None,
                 target: TargetName::new("local").unwrap(),
                 port: None,
+                hydrate: None,
                 reason: None,
             },
         );

@@ -79,7 +79,7 @@ fn span(start: u64, end: u64) -> Span {
 
 impl Scene {
     fn get(&self, wanted: Span, around: Span) -> Result<Vec<Arc<Fetched>>, BaseError> {
-        self.blocks.get(wanted, around, &self.arrived)
+        self.blocks.get(wanted, around, &self.arrived, Who::Reader)
     }
 }
 
@@ -155,7 +155,9 @@ fn who_has_waited_for_too_long_gives_up_and_no_longer_counts_as_waiting() {
     ))));
     let nothing: Arrived = Arc::new(|_| {});
     let wanted = span(0, 64);
-    let late = blocks.get(wanted, wanted, &nothing).unwrap_err();
+    let late = blocks
+        .get(wanted, wanted, &nothing, Who::Reader)
+        .unwrap_err();
     assert_eq!(late, BaseError::TimedOut(Duration::from_millis(50)));
     assert_eq!(blocks.waiting_for(), None);
     assert!(blocks.lock().pieces.is_empty());

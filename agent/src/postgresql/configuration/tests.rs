@@ -209,3 +209,15 @@ fn tls_is_off_when_its_files_cannot_be_read() {
     check(&[("ssl", "on")], "ssl", Some("off"));
     check(&[("ssl", "off")], "ssl", None);
 }
+
+#[test]
+fn an_original_that_gives_up_durability_is_not_followed_unless_the_publisher_asks_for_it() {
+    let mut case = Case::new(18, &[("fsync", "off"), ("full_page_writes", "off")]);
+    for name in ["fsync", "full_page_writes"] {
+        assert_eq!(case.value(name).as_deref(), Some("on"));
+        let remark = format!("{name} is on: the original has it off");
+        assert!(case.generate().remarks.contains(&remark));
+    }
+    case.settings.insert("fsync".into(), "off".into());
+    assert_eq!(case.value("fsync").as_deref(), Some("off"));
+}
