@@ -7,13 +7,13 @@ use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use common::agent::hand::PROTOCOL_VERSION;
-use common::agent::pages::{FRAME_BYTES_MAX, PageFrame};
+use common::agent::pages::{HEAD_BYTES, PageFrame};
 
-/// Why bytes of the backup could not be had.
+/// Why a reader does not get bytes of the backup.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BaseError {
     /// Asking again is useless.
@@ -24,7 +24,6 @@ pub enum BaseError {
     TimedOut(Duration),
 }
 
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 const SEND_LIMIT: Duration = Duration::from_secs(20);
 
 /// The client side of the page channel.
@@ -33,7 +32,6 @@ pub struct Base {
     tree_hash: u32,
     wait_limit: Duration,
     state: Mutex<State>,
-    changed: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -52,11 +50,40 @@ struct Channel {
     sender: Mutex<UnixStream>,
 }
 
-#[derive(Debug)]
+// What is done with an answer, once: on the thread that receives, so that it must not wait for anything.
+type Taker = Box<dyn FnOnce(PageFrame) + Send>;
+
 struct Waiting {
     frame: PageFrame,
-    since: Instant,
-    answer: Option<PageFrame>,
+    taker: Taker,
+}
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Waiting")
+            .field("frame", &self.frame)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why one question was not answered with bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Whether asking again is useless.
+    pub permanent: bool,
+    /// Why.
+    pub message: String,
+}
+
+/// Bytes that are wanted of a file of the backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    /// Number of the file.
+    pub file: u32,
+    /// First byte.
+    pub offset: u64,
+    /// How many; at most [`common::agent::pages::READ_BYTES_MAX`].
+    pub length: u32,
 }
 
 /// How the page channel is.
@@ -64,8 +91,6 @@ struct Waiting {
 pub struct BaseStatus {
     /// Whether a mount server is attached.
     pub attached: bool,
-    /// How long the oldest read has been waiting while nobody is attached.
-    pub waiting_for: Option<Duration>,
     /// Reads answered so far.
     pub reads: u64,
     /// Bytes read so far.
@@ -79,7 +104,6 @@ impl Base {
             tree_hash,
             wait_limit,
             state: Mutex::default(),
-            changed: Condvar::new(),
         }
     }
 
@@ -90,59 +114,49 @@ impl Base {
     /// How the page channel is.
     pub fn status(&self) -> BaseStatus {
         let state = self.lock();
-        let oldest = state.waiting.values().map(|w| w.since).min();
         BaseStatus {
             attached: state.channel.is_some(),
-            waiting_for: oldest
-                .filter(|_| state.channel.is_none())
-                .map(|since| since.elapsed()),
             reads: state.reads,
             bytes_read: state.bytes_read,
         }
     }
 
-    /// Reads bytes of a file; fewer than asked for only at its end. Waits while nobody is attached.
-    pub fn read(&self, file: u32, offset: u64, length: u32) -> Result<Vec<u8>, BaseError> {
-        let since = Instant::now();
-        loop {
-            match self.ask(file, offset, length, since)? {
-                PageFrame::Data { bytes, .. } => return Ok(bytes),
-                PageFrame::Failed {
-                    permanent: false,
-                    message,
-                    ..
-                } => {
-                    tracing::warn!(file, offset, message, "the mount server failed to read");
-                    self.pause(since)?;
-                }
-                PageFrame::Failed { message, .. } => return Err(BaseError::Permanent(message)),
-                PageFrame::Hello { .. } | PageFrame::Read { .. } => {
-                    return Err(BaseError::Permanent("an answer of a wrong kind".to_owned()));
-                }
-            }
-        }
+    /// Longest that a reader waits.
+    pub fn wait_limit(&self) -> Duration {
+        self.wait_limit
     }
 
-    fn ask(
+    /// Asks for bytes of a file; fewer come only at its end. The taker gets the answer on the thread that receives, so that it
+    /// must not wait; while nobody is attached the question stays open.
+    pub fn ask(
         &self,
-        file: u32,
-        offset: u64,
-        length: u32,
-        since: Instant,
-    ) -> Result<PageFrame, BaseError> {
+        range: Range,
+        taker: impl FnOnce(Result<Vec<u8>, Refused>) + Send + 'static,
+    ) -> u64 {
+        let taker = Box::new(move |answer| {
+            taker(match answer {
+                PageFrame::Data { bytes, .. } => Ok(bytes),
+                PageFrame::Failed {
+                    permanent, message, ..
+                } => Err(Refused { permanent, message }),
+                PageFrame::Hello { .. } | PageFrame::Read { .. } => Err(Refused {
+                    permanent: true,
+                    message: "an answer of a wrong kind".to_owned(),
+                }),
+            });
+        });
         let mut state = self.lock();
         let request = state.next_request;
         state.next_request += 1;
         let frame = PageFrame::Read {
             request,
-            file,
-            offset,
-            length,
+            file: range.file,
+            offset: range.offset,
+            length: range.length,
         };
         let waiting = Waiting {
             frame: frame.clone(),
-            since,
-            answer: None,
+            taker,
         };
         state.waiting.insert(request, waiting);
         let channel = state.channel.clone();
@@ -150,31 +164,7 @@ impl Base {
         if let Some(channel) = channel {
             channel.send(&frame);
         }
-        let mut state = self.lock();
-        loop {
-            if let Some(answer) = state
-                .waiting
-                .get_mut(&request)
-                .and_then(|w| w.answer.take())
-            {
-                state.waiting.remove(&request);
-                return Ok(answer);
-            }
-            let Some(left) = self.wait_limit.checked_sub(since.elapsed()) else {
-                state.waiting.remove(&request);
-                return Err(BaseError::TimedOut(self.wait_limit));
-            };
-            let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    fn pause(&self, since: Instant) -> Result<(), BaseError> {
-        if since.elapsed() + RETRY_AFTER > self.wait_limit {
-            return Err(BaseError::TimedOut(self.wait_limit));
-        }
-        std::thread::sleep(RETRY_AFTER);
-        Ok(())
+        request
     }
 
     /// Serves a page channel until it ends; a later one takes its place.
@@ -189,12 +179,7 @@ impl Base {
             sender: Mutex::new(stream),
         });
         let former = state.channel.replace(channel.clone());
-        let unanswered: Vec<PageFrame> = state
-            .waiting
-            .values()
-            .filter(|w| w.answer.is_none())
-            .map(|w| w.frame.clone())
-            .collect();
+        let unanswered: Vec<PageFrame> = state.waiting.values().map(|w| w.frame.clone()).collect();
         drop(state);
         if let Some(former) = former {
             former.close();
@@ -243,10 +228,10 @@ impl Base {
                 state.reads += 1;
                 state.bytes_read += bytes.len() as u64;
             }
-            if let Some(waiting) = state.waiting.get_mut(request) {
-                waiting.answer = Some(frame);
-                drop(state);
-                self.changed.notify_all();
+            let waiting = state.waiting.remove(request);
+            drop(state);
+            if let Some(waiting) = waiting {
+                (waiting.taker)(frame);
             }
         }
     }
@@ -270,13 +255,9 @@ impl Channel {
 
 /// Reads one frame of the page channel.
 pub fn read_frame(reader: &mut impl Read) -> io::Result<PageFrame> {
-    let mut length = [0; 4];
-    reader.read_exact(&mut length)?;
-    let length = u32::from_le_bytes(length) as usize;
-    if length > FRAME_BYTES_MAX {
-        return Err(io::Error::other(format!("a frame of {length} bytes")));
-    }
-    let mut frame = vec![0; length];
-    reader.read_exact(&mut frame)?;
-    PageFrame::decode(&frame).map_err(io::Error::other)
+    let mut head = [0; HEAD_BYTES];
+    reader.read_exact(&mut head)?;
+    let mut rest = vec![0; PageFrame::rest_length(&head).map_err(io::Error::other)?];
+    reader.read_exact(&mut rest)?;
+    PageFrame::from_parts(head, rest).map_err(io::Error::other)
 }

@@ -4,15 +4,19 @@
 //! successor finds it, and an `fsync` only after it is written where a power cut leaves it: data first,
 //! then the map that says that the data is here.
 
+pub mod account;
 pub mod answered;
 pub mod barrier;
 pub mod catalog;
+pub mod census;
 pub mod content;
 pub mod disk;
+pub mod eviction;
 pub mod flush;
 pub mod namespace;
 pub mod node;
 pub mod presence;
+pub mod reading;
 pub mod record;
 pub mod runtime;
 pub mod store;

@@ -1,5 +1,6 @@
 //! `pginstant-agent`: parses its arguments, sets up its log on standard error and hands over to the library.
 
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -108,7 +109,12 @@ fn run(service: Service) -> Result<(), Problem> {
     let result = runtime.block_on(async {
         match service {
             Service::Serve => {
-                agent::hand::serve::serve(hand, tokio::io::stdin(), tokio::io::stdout())
+                let (input, output) = (tokio::io::stdin(), tokio::io::stdout());
+                let socket = std::io::stdin().as_fd().try_clone_to_owned();
+                let socket = socket
+                    .ok()
+                    .filter(|socket| common::agent::passing::is_possible(socket));
+                agent::hand::serve::serve(hand, input, output, socket)
                     .await
                     .map_err(|e| agent::hand::failure(ErrorCode::IoFailed, "serve requests", e))
             }

@@ -34,7 +34,6 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const STOP_LIMIT: Duration = Duration::from_secs(80);
 const POLL_EVERY: Duration = Duration::from_millis(20);
 const INIT_BYTES_MAX: usize = 64 * 1024;
-const READ_AHEAD_KIB: u32 = 1024;
 /// Ends a mount whose cache is kept.
 const END_AND_KEEP: Signal = Signal::TERM;
 /// Ends a mount whose cache is removed next.
@@ -214,7 +213,6 @@ pub fn run(spec: &SuperviseSpec) -> Result<(), Problem> {
     fence::wait(&spec.place)?;
     let kept = mount(spec)?;
     if let Some(device) = fence::device_of(&spec.place.mount_point()) {
-        raise_read_ahead(device);
         fence::raise(&spec.place, device)?;
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -308,14 +306,6 @@ fn mount(spec: &SuperviseSpec) -> Result<Kept, Problem> {
         unmount(&spec.place).ok();
         io_problem("read the first request of the kernel".to_owned())(error)
     })
-}
-
-// The kernel offers 128 KiB and the protocol can only lower it.
-fn raise_read_ahead((major, minor): (u32, u32)) {
-    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-    if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB.to_string()) {
-        tracing::info!(%error, "read-ahead stays as the kernel has it");
-    }
 }
 
 /// The subcommand `supervise`. Its last line on stderr is the problem in JSON, for whoever started it.

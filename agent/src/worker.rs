@@ -4,6 +4,7 @@ mod attach;
 pub mod client;
 mod control;
 mod probe;
+mod read_ahead;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -21,7 +22,9 @@ use crate::cache::namespace::Owner;
 use crate::cache::store::{Store, StoreParts};
 use crate::cache::tree::Tree;
 use crate::cache::writeback::Writeback;
-use crate::fs::{MountFs, MountFsParts, Transfer};
+use crate::fs::{
+    Hydrator, HydratorOptions, Limits, MountFs, MountFsParts, Room, Statistics, Transfer,
+};
 use crate::sys;
 
 /// What a worker is started with.
@@ -66,8 +69,25 @@ pub fn run(spec: WorkerSpec) -> anyhow::Result<()> {
     let wait = Duration::from_secs(spec.options.base_wait_s.into());
     let base = Arc::new(Base::new(store.tree_hash(), wait));
     let passthrough = Arc::new(Mutex::new(Err("not negotiated".to_owned())));
+    let statistics = Arc::new(Statistics::default());
+    let room = Arc::new(Room::new(
+        store.clone(),
+        Limits {
+            cache_bytes_max: spec.options.cache_bytes_max,
+        },
+        statistics.clone(),
+    ));
+    let transfer = Transfer::start(store.clone(), base.clone(), room.clone())?;
+    let transfer = Arc::new(transfer);
+    let options = HydratorOptions {
+        hydrate: spec.options.hydrate,
+        bytes_per_s: spec.options.hydrate_bytes_per_s,
+    };
+    let hydrator = Hydrator::start(store.clone(), transfer.clone(), room, options)?;
     let filesystem = MountFs::new(MountFsParts {
-        transfer: Arc::new(Transfer::new(store.clone(), base.clone())),
+        transfer: transfer.clone(),
+        hydrator: hydrator.clone(),
+        statistics: statistics.clone(),
         device: device.try_clone()?,
         owner,
         passthrough: spec.options.passthrough,
@@ -77,6 +97,9 @@ pub fn run(spec: WorkerSpec) -> anyhow::Result<()> {
         store: store.clone(),
     })?;
     let session = attach::attach(filesystem, device.as_fd(), &spec.init)?;
+    if let Err(error) = read_ahead::raise(&spec.place.mount_point()) {
+        tracing::info!(%error, "read-ahead stays as the kernel has it");
+    }
     {
         let mut outcome = passthrough.lock().unwrap_or_else(PoisonError::into_inner);
         if outcome.is_ok() {
@@ -87,6 +110,9 @@ pub fn run(spec: WorkerSpec) -> anyhow::Result<()> {
         spec,
         store: store.clone(),
         base,
+        transfer,
+        hydrator,
+        statistics,
         passthrough,
     });
     control::listen(shared.clone())?;
@@ -163,13 +189,17 @@ fn owner_of(place: &SessionPlace) -> anyhow::Result<Owner> {
 
 fn sweep(store: &Store) {
     type Work = (&'static str, fn(&Store) -> io::Result<()>);
-    let works: [Work; 4] = [
+    let works: [Work; 5] = [
         ("free the space of removed files", Store::reap),
         ("note complete files", Store::complete_whole),
         ("sum up the journals", Store::sum_up_if_long),
         ("flush the catalog", Store::sync_names),
+        ("count the cache's space", Store::count_used),
     ];
-    let mut told = [const { None }; 4];
+    let mut told = [const { None }; 5];
+    if let Err(error) = store.count_all() {
+        tracing::error!(%error, "count the cache's space");
+    }
     loop {
         std::thread::sleep(SWEEP_EVERY);
         for ((what, work), told) in works.iter().zip(&mut told) {

@@ -14,9 +14,10 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use common::agent::hand::MountOptions;
-use mount_support::Fixture;
+use common::agent::hand::{Hydrate, MountOptions};
+use mount_support::{Fixture, wait_for};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
@@ -37,7 +38,11 @@ impl Volume {
     /// Takes all that is free, to the last byte.
     fn fill(&self) -> PathBuf {
         let path = self.0.join("ballast");
-        let mut file = File::create(&path).unwrap();
+        let mut file = File::options()
+            .append(true)
+            .create(true)
+            .open(&path)
+            .unwrap();
         for size in [1 << 20, 4096] {
             while file.write_all(&vec![1; size]).is_ok() {}
         }
@@ -102,6 +107,12 @@ fn small_volume(passthrough: bool) {
     own.write_all_at(b"before", 0).unwrap();
     let (large, other) = (open("large"), open("other"));
     large.write_all_at(b"changed", 100).unwrap();
+    // All that is only a copy is given back to whoever needs the room; then there is none.
+    let mut ballast = volume.fill();
+    wait_for("no copies are left", Duration::from_secs(20), || {
+        ballast = volume.fill();
+        fixture.status().statistics.copied_bytes == 0
+    });
     let ballast = volume.fill();
 
     // Writers are told, and nothing has changed.
@@ -168,6 +179,94 @@ fn small_volume(passthrough: bool) {
     wanted[11..15].copy_from_slice(b"late");
     assert!(fs::read(data.join("other")).unwrap() == wanted);
     drop(other);
+    fixture.unmount();
+}
+
+#[test]
+fn copies_of_the_backup_make_room_for_writers_and_nothing_that_was_written_is_given_back() {
+    for hydrate in [Hydrate::None, Hydrate::Touched] {
+        let mut fixture = Fixture::new("root", |directory| {
+            fs::write(directory.join("large"), content(1, 2 * LARGE_BYTES)).unwrap();
+        });
+        let volume = Volume::mount(&fixture.place.cache_directory());
+        fixture.serve();
+        let options = MountOptions {
+            hydrate,
+            passthrough: false,
+            ..MountOptions::default()
+        };
+        fixture.mount(&options).unwrap();
+        let path = fixture.data().join("large");
+        let large = File::options().read(true).write(true).open(&path).unwrap();
+        // It is larger than the volume, so that it stays partly in the backup.
+        large.write_all_at(b"early", 8192 * 7 + 1).unwrap();
+        let mut seen = vec![0; LARGE_BYTES];
+        large.read_exact_at(&mut seen, 0).unwrap();
+        wait_for("the reads are kept", Duration::from_secs(20), || {
+            fixture.status().statistics.copied_bytes > (LARGE_BYTES / 4) as u64
+        });
+        large.write_all_at(b"late", 8192 * 900 + 1).unwrap();
+        let mut wanted = content(1, 2 * LARGE_BYTES);
+        wanted[8192 * 7 + 1..][..5].copy_from_slice(b"early");
+        wanted[8192 * 900 + 1..][..4].copy_from_slice(b"late");
+
+        // More than is free beside the copies.
+        let own = File::create_new(fixture.data().join("own")).unwrap();
+        let bytes = vec![7; 40 << 20];
+        own.write_all_at(&bytes, 0).unwrap();
+        let after = fixture.status().statistics;
+        assert!(after.given_back_bytes > 0, "{after:?}");
+        assert!(after.written_bytes >= 2 * 8192, "{after:?}");
+        drop(large);
+        let check = || {
+            assert!(fs::read(&path).unwrap() == wanted);
+            assert!(fs::read(fixture.data().join("own")).unwrap() == bytes);
+        };
+        check();
+        fixture.kill_worker();
+        check();
+        drop(own);
+        fixture.unmount();
+        fixture.mount(&options).unwrap();
+        check();
+        fixture.unmount();
+        drop(volume);
+    }
+}
+
+#[test]
+fn a_cache_keeps_within_its_limit_while_copies_can_be_given_back() {
+    const LIMIT: u64 = 12 * 1024 * 1024;
+    let mut fixture = Fixture::new("root", |directory| {
+        fs::write(directory.join("large"), content(1, LARGE_BYTES)).unwrap();
+    });
+    fixture.serve();
+    let options = MountOptions {
+        hydrate: Hydrate::All,
+        cache_bytes_max: Some(LIMIT),
+        ..MountOptions::default()
+    };
+    fixture.mount(&options).unwrap();
+    wait_for("copies fill what they may", Duration::from_secs(20), || {
+        fixture.status().statistics.copied_bytes > LIMIT / 2
+    });
+    let own = File::create_new(fixture.data().join("own")).unwrap();
+    own.write_all_at(&vec![7; 10 << 20], 0).unwrap();
+    wait_for("copies make room", Duration::from_secs(20), || {
+        let statistics = fixture.status().statistics;
+        statistics.given_back_bytes > 0 && statistics.cache_bytes <= LIMIT
+    });
+    // A new mount compares what it finds with the backup before it gives it back.
+    drop(own);
+    fixture.unmount();
+    fixture.mount(&options).unwrap();
+    let more = File::create_new(fixture.data().join("more")).unwrap();
+    more.write_all_at(&vec![8; 3 << 20], 0).unwrap();
+    wait_for("copies make room again", Duration::from_secs(20), || {
+        let statistics = fixture.status().statistics;
+        statistics.copied_bytes == 0 || statistics.cache_bytes <= LIMIT
+    });
+    assert!(fs::read(fixture.data().join("large")).unwrap() == content(1, LARGE_BYTES));
     fixture.unmount();
 }
 

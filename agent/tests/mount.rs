@@ -20,7 +20,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::agent::hand::MountOptions;
+use common::agent::hand::{Hydrate, MountOptions};
+use common::messages::CacheStatistics;
 use mount_support::{Fixture, wait_for};
 use rustix::fs::FallocateFlags;
 
@@ -186,19 +187,15 @@ fn operate(root: &Path, seed: u64) -> String {
     format!("{what} {name} {offset} {length}: {result}")
 }
 
-fn compare_with_native(passthrough: bool, small_file_bytes: u64, seed: u64, rounds: u64) {
+fn compare_with_native(options: MountOptions, seed: u64, rounds: u64) -> Vec<CacheStatistics> {
     let mut fixture = Fixture::new("root", make_files);
     let native = fixture.directory.path().join("native");
     copy_tree(&fixture.backup().join("data"), &native);
     let untouched = contents(&fixture.backup());
     fixture.serve();
-    let options = MountOptions {
-        passthrough,
-        small_file_bytes,
-        ..MountOptions::default()
-    };
     fixture.mount(&options).unwrap();
     let mut random = Random(seed);
+    let mut statistics = Vec::new();
     for round in 0..rounds {
         for step in 0..120 {
             let choice = random.next();
@@ -210,6 +207,7 @@ fn compare_with_native(passthrough: bool, small_file_bytes: u64, seed: u64, roun
             contents(&native),
             "seed {seed}, round {round}"
         );
+        statistics.push(fixture.status().statistics);
         match random.below(4) {
             0 => fixture.kill_worker(),
             1 => {
@@ -229,21 +227,47 @@ fn compare_with_native(passthrough: bool, small_file_bytes: u64, seed: u64, roun
         untouched,
         "the backup is never modified"
     );
+    statistics
 }
 
 #[test]
 fn random_operations_do_what_a_native_directory_does() {
-    compare_with_native(true, 8 * 1024 * 1024, 1001, 25);
+    compare_with_native(MountOptions::default(), 1001, 25);
 }
 
 #[test]
 fn random_operations_do_so_on_files_that_stay_partly_in_the_backup() {
-    compare_with_native(true, 0, 1002, 25);
+    let options = MountOptions {
+        hydrate: Hydrate::None,
+        ..MountOptions::default()
+    };
+    compare_with_native(options, 1002, 25);
 }
 
 #[test]
 fn random_operations_do_so_without_passthrough() {
-    compare_with_native(false, 50_000, 1003, 25);
+    let options = MountOptions {
+        passthrough: false,
+        small_file_bytes: 50_000,
+        ..MountOptions::default()
+    };
+    compare_with_native(options, 1003, 25);
+}
+
+#[test]
+fn random_operations_do_so_while_files_are_copied_and_given_back_all_the_time() {
+    let options = MountOptions {
+        small_file_bytes: 0,
+        hydrate: Hydrate::All,
+        // So little that copies come and go.
+        cache_bytes_max: Some(700_000),
+        ..MountOptions::default()
+    };
+    let statistics = compare_with_native(options, 1004, 25);
+    let sum = |count: fn(&CacheStatistics) -> u64| statistics.iter().map(count).sum::<u64>();
+    let (copied, given_back) = (sum(|s| s.hydrated_bytes), sum(|s| s.given_back_bytes));
+    println!("{copied} bytes were copied in the background, {given_back} given back");
+    assert!(copied > 0);
 }
 
 #[test]

@@ -111,24 +111,24 @@ impl Postgres {
     }
 
     fn write(&self, node: &Node, offset: u64, bytes: &[u8]) {
-        let done = self.store.write(node, offset, bytes, None).unwrap();
+        let done = self.store.write(node, offset, bytes, &[]).unwrap();
         assert!(matches!(done, Outcome::Done(())), "whole pages only");
     }
 
     fn read(&self, name: &str, page: u64) -> Option<u64> {
         let node = self.store.node(self.ino(name)).unwrap();
-        let mut fetched = None;
+        let mut fetched = Vec::new();
         loop {
-            let read = self
-                .store
-                .read(&node, page * PAGE_BYTES, 8, fetched.as_ref());
+            let read = self.store.read(&node, page * PAGE_BYTES, 8, &fetched);
             match read.unwrap() {
-                Outcome::Done(bytes) => return Some(u64::from_le_bytes(bytes.try_into().ok()?)),
+                Outcome::Done(bytes) => {
+                    return Some(u64::from_le_bytes(bytes[..].try_into().ok()?));
+                }
                 Outcome::Needs(need) => {
-                    fetched = Some(Fetched {
+                    fetched = vec![Arc::new(Fetched {
                         offset: need.offset,
                         bytes: vec![0; need.length as usize],
-                    });
+                    })];
                 }
             }
         }

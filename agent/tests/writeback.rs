@@ -53,8 +53,8 @@ fn what_was_written_goes_to_the_disk_before_it_is_flushed_a_bounded_amount_at_a_
     let large = create(&store, "large");
     let sort = create(&store, "pgsql_tmp1.0");
     let idle = create(&store, "idle");
-    store.write(&small, 0, &[1; 8192], None).unwrap();
-    store.write(&sort, 0, &[1; 8192], None).unwrap();
+    store.write(&small, 0, &[1; 8192], &[]).unwrap();
+    store.write(&sort, 0, &[1; 8192], &[]).unwrap();
     store.opened(&large, &mut large.lock(), Some(1), 0).unwrap();
     store.truncate(&large, 300 * MIB).unwrap();
 

@@ -8,3 +8,4 @@
 pub mod client;
 pub mod hand;
 pub mod pages;
+pub mod passing;

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::client::TargetConnection;
+use crate::agent::hand::Hydrate;
 use crate::bus::amqp::AmqpOptions;
 use crate::ids::OsUser;
 use crate::problem::{ErrorCode, Problem};
@@ -266,6 +267,19 @@ pub struct TargetConfig {
     /// How long a read waits for a page while the mount server is away, in seconds.
     #[serde(default = "default_base_wait_s")]
     pub base_wait_s: u32,
+    /// What is copied from the backup into the write cache beside what is read, unless a command says otherwise.
+    #[serde(default)]
+    pub hydrate: Hydrate,
+    /// Most that is copied in the background, in MiB a second.
+    #[serde(default = "default_hydrate_mib_per_s")]
+    pub hydrate_mib_per_s: u32,
+    /// Most that a write cache may occupy while there are copies of the backup in it, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_bytes_max: Option<u64>,
+    /// How often at most PostgreSQL is made to open its files anew so that the kernel serves those that have become
+    /// complete, in seconds; 0: never.
+    #[serde(default = "default_reopen_every_s")]
+    pub reopen_every_s: u32,
     /// Settings of published instances that come last and win.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
@@ -315,6 +329,14 @@ fn default_base_wait_s() -> u32 {
     900
 }
 
+fn default_hydrate_mib_per_s() -> u32 {
+    128
+}
+
+fn default_reopen_every_s() -> u32 {
+    600
+}
+
 impl TargetConfig {
     /// How a service connects to the target's agent.
     pub fn endpoint(&self) -> TargetConnection {
@@ -346,6 +368,12 @@ impl TargetConfig {
             return Err(invalid(
                 format!("targets.{name}: mount_root and cache_root are the same directory"),
                 "give each its own",
+            ));
+        }
+        if self.hydrate_mib_per_s == 0 {
+            return Err(invalid(
+                format!("targets.{name}.hydrate_mib_per_s is 0"),
+                "choose at least 1, or hydrate = \"none\"",
             ));
         }
         if self.default_port == 0 {

@@ -12,6 +12,7 @@ mod event;
 mod internal;
 mod payload;
 mod query;
+mod statistics;
 
 pub use command::{
     Cancel, Command, FinalLocation, MountFiles, Publish, Recover, RecoverSession, Retry,
@@ -37,6 +38,8 @@ pub use query::{
     HostCheckState, ListedRestoreInterval, Query, RecoveryDetail, Refused, Reply, SessionDetail,
     SessionList, SessionLogLine, SessionQuery, SessionSummary, SessionsQuery,
 };
+
+pub use statistics::{CacheStatistics, Latency};
 
 pub use session_words::{SessionKind, SessionStatus, Step};
 

@@ -27,7 +27,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::agent::hand::{InstanceOptions, Replace, SessionPlace};
+use crate::agent::hand::{Hydrate, InstanceOptions, Replace, SessionPlace};
 use crate::ids::{BackupLabel, RepositoryName, SessionId, TargetName};
 use crate::messages::{
     Lag, MountReady, Mounted, Published, SessionKind, SessionStatus, Step, StepTiming,
@@ -68,6 +68,9 @@ pub struct SessionSpec {
     pub place: SessionPlace,
     /// Port of the instance; absent for sessions without one.
     pub port: Option<u16>,
+    /// What is copied from the backup beside what is read; the target's default when absent.
+    #[serde(default)]
+    pub hydrate: Option<Hydrate>,
     /// Why, as the sender said.
     pub reason: Option<String>,
     /// Where the instance is to stay, for recoveries.

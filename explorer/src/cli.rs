@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use common::agent::hand::Hydrate;
 use common::ids::{BackupLabel, RepositoryName, ServerName, TargetName};
 use common::messages::{FinalLocation, Limits, SwitchoverMode, SwitchoverOrder};
 use jiff::Timestamp;
@@ -222,6 +223,10 @@ pub(crate) struct What {
     /// The target, as the mount server's configuration calls it.
     #[arg(long, value_name = "T")]
     pub(crate) target: TargetName,
+    /// What is copied from the backup beside what is read: none, touched (the rest of files in use) or all; default: the
+    /// target's.
+    #[arg(long, value_name = "WHAT", value_parser = hydrate)]
+    pub(crate) hydrate: Option<Hydrate>,
     /// Why, for the session's history.
     #[arg(long, value_name = "TEXT", value_parser = reason)]
     pub(crate) reason: Option<String>,
@@ -281,6 +286,15 @@ impl From<Order> for SwitchoverOrder {
             None if order.manual => SwitchoverOrder::Manual,
             None => SwitchoverOrder::Now,
         }
+    }
+}
+
+fn hydrate(text: &str) -> Result<Hydrate, String> {
+    match text {
+        "none" => Ok(Hydrate::None),
+        "touched" => Ok(Hydrate::Touched),
+        "all" => Ok(Hydrate::All),
+        _ => Err("choose none, touched or all".to_owned()),
     }
 }
 
@@ -420,6 +434,7 @@ mod tests {
             with(&["--port", "0"]),
             with(&["--port", "65536"]),
             with(&["--reason", ""]),
+            with(&["--hydrate", "some"]),
             with(&["--backup", "../x"]),
             with(&["--wait=soon"]),
             vec!["publish", "--repository", "main"],

@@ -83,6 +83,7 @@ async fn with_broker(command: Command, context: &Context<'_>) -> Answer {
                 backup: what.backup,
                 target: what.target,
                 port,
+                hydrate: what.hydrate,
                 reason: what.reason,
             });
             begin::run(message, wait.limit(), context).await
@@ -132,6 +133,7 @@ async fn with_broker(command: Command, context: &Context<'_>) -> Answer {
                 repository: what.repository,
                 backup: what.backup,
                 target: what.target,
+                hydrate: what.hydrate,
                 reason: what.reason,
             });
             begin::run(message, wait.limit(), context).await

@@ -349,6 +349,7 @@ impl SessionView {
                 self.warnings.retain(|known| known.code != warning.code);
                 self.warnings.push(warning);
             }
+            EventBody::CacheStatistics(_) => {}
             EventBody::WarningCleared(cleared) => {
                 self.warnings.retain(|known| known.code != cleared.code);
             }

@@ -127,7 +127,8 @@ async fn try_make(
     let target = store.config.target(&request.target)?;
     let place = place(target, request.session_id);
     let opened = open_backup(store, record, source).await?;
-    let mut maker = Maker::connect(target, place).await?;
+    let maker = Maker::connect(target, place).await?;
+    let mut maker = maker.with_hydrate(request.hydrate);
     let status = maker.make(opened.tree(), opened.finish()).await?;
     // Only now is a mount worth anything: pages can be served.
     let passthrough_reason = status.passthrough.clone().err();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use common::agent::client::{AgentConnection, PageStream};
 use common::agent::hand::{
-    CacheAfterwards, MountOptions, MountStatus, Request, Response, SessionPlace,
+    CacheAfterwards, Hydrate, MountOptions, MountStatus, Request, Response, SessionPlace,
     TREE_CHUNK_ENTRIES_MAX, TreeEntry, TreeFinish,
 };
 use common::config::TargetConfig;
@@ -39,6 +39,9 @@ impl Maker {
         let hand = AgentConnection::open(&target.endpoint()).await?;
         let options = MountOptions {
             base_wait_s: target.base_wait_s,
+            hydrate: target.hydrate,
+            hydrate_bytes_per_s: u64::from(target.hydrate_mib_per_s) << 20,
+            cache_bytes_max: target.cache_bytes_max,
             ..MountOptions::default()
         };
         Ok(Self {
@@ -46,6 +49,13 @@ impl Maker {
             place,
             options,
         })
+    }
+
+    /// What is copied from the backup, where the command says it.
+    #[must_use]
+    pub fn with_hydrate(mut self, hydrate: Option<Hydrate>) -> Self {
+        self.options.hydrate = hydrate.unwrap_or(self.options.hydrate);
+        self
     }
 
     /// Makes the session's directories, hands the tree over, and mounts.

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use common::agent::hand::PROTOCOL_VERSION;
-use common::agent::pages::{FRAME_BYTES_MAX, PageFrame};
+use common::agent::pages::{DataFrame, HEAD_BYTES, PageFrame};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
@@ -78,7 +78,7 @@ where
         let (source, answers) = (source.clone(), answers.clone());
         work.spawn(async move {
             let answer = tokio::task::spawn_blocking(move || {
-                answer(source.as_ref(), request, file, offset, length).encode()
+                answer(source.as_ref(), request, file, offset, length)
             });
             if let Ok(frame) = answer.await {
                 // A closed channel means that the page channel is gone: nobody waits for the answer.
@@ -101,40 +101,31 @@ fn flatten(written: Option<Result<io::Result<()>, tokio::task::JoinError>>) -> i
     }
 }
 
-fn answer(source: &dyn PageSource, request: u64, file: u32, offset: u64, length: u32) -> PageFrame {
-    let mut bytes = vec![0; length as usize];
-    match source.read_at(file, offset, &mut bytes) {
-        Ok(count) => {
-            bytes.truncate(count);
-            PageFrame::Data { request, bytes }
-        }
+// The answer as bytes on the wire: what was read lies in its frame from the beginning.
+fn answer(source: &dyn PageSource, request: u64, file: u32, offset: u64, length: u32) -> Vec<u8> {
+    let mut frame = DataFrame::with_room(length);
+    match source.read_at(file, offset, frame.room()) {
+        Ok(count) => frame.finish(request, count),
         Err(failure) => PageFrame::Failed {
             request,
             permanent: failure.permanent,
             message: failure.message,
-        },
+        }
+        .encode(),
     }
 }
 
 async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<PageFrame>> {
-    let mut length = [0; 4];
-    match reader.read_exact(&mut length).await {
+    let mut head = [0; HEAD_BYTES];
+    match reader.read_exact(&mut head).await {
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         Err(error) => return Err(error),
     }
-    let length = u32::from_le_bytes(length) as usize;
-    if length > FRAME_BYTES_MAX {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("a frame of {length} bytes"),
-        ));
-    }
-    let mut frame = vec![0; length];
-    reader.read_exact(&mut frame).await?;
-    PageFrame::decode(&frame)
-        .map(Some)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+    let mut rest = vec![0; PageFrame::rest_length(&head).map_err(invalid)?];
+    reader.read_exact(&mut rest).await?;
+    PageFrame::from_parts(head, rest).map(Some).map_err(invalid)
 }
 
 #[cfg(test)]
@@ -216,7 +207,7 @@ mod tests {
         let (here, mut there) = tokio::io::duplex(1 << 16);
         let mut servers = JoinSet::new();
         servers.spawn(serve(here, Arc::new(Pattern), 0, 4));
-        there.write_all(&u32::MAX.to_le_bytes()).await.unwrap();
+        there.write_all(&[0xff; HEAD_BYTES]).await.unwrap();
         assert!(servers.join_next().await.unwrap().unwrap().is_err());
     }
 }

@@ -206,6 +206,7 @@ impl Service {
             backup: None,
             target: release.target.clone(),
             os_user: target.os_user.clone(),
+            hydrate: None,
         })
     }
 

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use common::agent::hand::Replace;
-use common::agent::hand::SessionPlace;
+use common::agent::hand::{Hydrate, Replace, SessionPlace};
 use common::ids::{BackupLabel, RepositoryName, SessionId, TargetName};
 use common::messages::{
     Command, Envelope, FinalLocation, Limits, MountFiles, Publish, Recover, RecoverSession,
@@ -71,6 +70,7 @@ struct Wish {
     backup: Option<BackupLabel>,
     target: TargetName,
     port: Option<u16>,
+    hydrate: Option<Hydrate>,
     reason: Option<String>,
     location: Option<FinalLocation>,
 }
@@ -83,6 +83,8 @@ impl From<Recover> for Wish {
             backup: command.backup,
             target: command.target,
             port: command.port,
+            // Replicating reads everything once: nothing beside that is copied.
+            hydrate: Some(Hydrate::None),
             reason: command.reason,
             location: Some(command.location),
         }
@@ -97,6 +99,7 @@ impl From<Publish> for Wish {
             backup: command.backup,
             target: command.target,
             port: command.port,
+            hydrate: command.hydrate,
             reason: command.reason,
             location: None,
         }
@@ -111,6 +114,7 @@ impl From<MountFiles> for Wish {
             backup: command.backup,
             target: command.target,
             port: None,
+            hydrate: command.hydrate,
             reason: command.reason,
             location: None,
         }
@@ -199,6 +203,7 @@ fn spec(service: &Service, session_id: SessionId, wish: Wish) -> Result<SessionS
             os_user: target.os_user.clone(),
         },
         port,
+        hydrate: wish.hydrate,
         reason: wish.reason,
         recovery,
     })

@@ -6,6 +6,7 @@
 mod activity;
 pub mod agents;
 mod answers;
+mod cache_watch;
 mod commands;
 pub mod config;
 mod executor;
@@ -13,6 +14,7 @@ pub mod hand;
 mod host_check;
 mod metrics;
 mod queries;
+mod reopen;
 mod service;
 mod steps;
 mod stored;

@@ -1,6 +1,7 @@
 //! The metrics of this service; their names stand here and nowhere else.
 
-use common::messages::{SessionKind, SessionStatus};
+use common::ids::SessionId;
+use common::messages::{CacheStatistics, SessionKind, SessionStatus};
 use prometheus::{
     Encoder, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
@@ -37,13 +38,21 @@ pub enum MetricName {
     BusBlocked,
     /// When a session was last established.
     LastSuccess,
+    /// Bytes of a mount's write cache, by what they are.
+    CacheBytes,
+    /// Files of a mount, by class.
+    MountFiles,
+    /// Reads of a mount since its worker's start, by what came of them.
+    MountReads,
+    /// How long reads that waited for the backup and flushes took.
+    MountLatency,
     /// Always 1.
     BuildInfo,
 }
 
 impl MetricName {
     /// Every name.
-    pub const ALL: [MetricName; 15] = [
+    pub const ALL: [MetricName; 19] = [
         MetricName::Sessions,
         MetricName::SessionStateTransitions,
         MetricName::SessionWaiting,
@@ -58,6 +67,10 @@ impl MetricName {
         MetricName::BusReconnects,
         MetricName::BusBlocked,
         MetricName::LastSuccess,
+        MetricName::CacheBytes,
+        MetricName::MountFiles,
+        MetricName::MountReads,
+        MetricName::MountLatency,
         MetricName::BuildInfo,
     ];
 
@@ -78,6 +91,10 @@ impl MetricName {
             MetricName::BusReconnects => "pginstant_bus_reconnects_total",
             MetricName::BusBlocked => "pginstant_bus_blocked",
             MetricName::LastSuccess => "pginstant_last_success_timestamp_seconds",
+            MetricName::CacheBytes => "pginstant_cache_bytes",
+            MetricName::MountFiles => "pginstant_mount_files",
+            MetricName::MountReads => "pginstant_mount_reads",
+            MetricName::MountLatency => "pginstant_mount_latency_seconds",
             MetricName::BuildInfo => "pginstant_build_info",
         }
     }
@@ -101,6 +118,10 @@ pub(crate) struct Metrics {
     pub(crate) bus_reconnects: IntGaugeVec,
     pub(crate) bus_blocked: IntGaugeVec,
     pub(crate) last_success: GaugeVec,
+    cache_bytes: IntGaugeVec,
+    mount_files: IntGaugeVec,
+    mount_reads: IntGaugeVec,
+    mount_latency: GaugeVec,
 }
 
 impl Metrics {
@@ -179,6 +200,22 @@ impl Metrics {
                 opts(N::LastSuccess, "when a session was last established"),
                 &["kind"]
             )),
+            cache_bytes: registered!(IntGaugeVec::new(
+                opts(N::CacheBytes, "bytes of a write cache"),
+                &["session", "what"]
+            )),
+            mount_files: registered!(IntGaugeVec::new(
+                opts(N::MountFiles, "files of a mount by class"),
+                &["session", "class"]
+            )),
+            mount_reads: registered!(IntGaugeVec::new(
+                opts(N::MountReads, "reads of a mount since its worker's start"),
+                &["session", "outcome"]
+            )),
+            mount_latency: registered!(GaugeVec::new(
+                opts(N::MountLatency, "how long requests to a mount took"),
+                &["session", "request", "quantile"]
+            )),
             registry,
         })
     }
@@ -197,6 +234,54 @@ impl Metrics {
         }
     }
 
+    /// Sets what was seen of a session's write cache.
+    pub(crate) fn cache(&self, session_id: SessionId, figures: &CacheStatistics) {
+        let session = session_id.to_string();
+        for (vec, names_and_values) in [
+            (&self.cache_bytes, bytes(figures).as_slice()),
+            (&self.mount_files, files(figures).as_slice()),
+            (&self.mount_reads, reads(figures).as_slice()),
+        ] {
+            for (name, value) in names_and_values {
+                let value = i64::try_from(*value).unwrap_or(i64::MAX);
+                vec.with_label_values(&[session.as_str(), name]).set(value);
+            }
+        }
+        for (request, took) in [("read_miss", figures.read_miss), ("fsync", figures.fsync)] {
+            let quantiles = [
+                ("0.5", took.p50_us),
+                ("0.99", took.p99_us),
+                ("1", took.max_us),
+            ];
+            for (quantile, us) in quantiles {
+                let labels = [session.as_str(), request, quantile];
+                let seconds = std::time::Duration::from_micros(us).as_secs_f64();
+                self.mount_latency.with_label_values(&labels).set(seconds);
+            }
+        }
+    }
+
+    /// Takes a session's write cache out.
+    pub(crate) fn forget_cache(&self, session_id: SessionId) {
+        let session = session_id.to_string();
+        let none = CacheStatistics::default();
+        for (vec, names_and_values) in [
+            (&self.cache_bytes, bytes(&none).as_slice()),
+            (&self.mount_files, files(&none).as_slice()),
+            (&self.mount_reads, reads(&none).as_slice()),
+        ] {
+            for (name, _) in names_and_values {
+                vec.remove_label_values(&[session.as_str(), name]).ok();
+            }
+        }
+        for request in ["read_miss", "fsync"] {
+            for quantile in ["0.5", "0.99", "1"] {
+                let labels = [session.as_str(), request, quantile];
+                self.mount_latency.remove_label_values(&labels).ok();
+            }
+        }
+    }
+
     /// The metrics as Prometheus text.
     pub(crate) fn text(&self) -> String {
         let mut text = Vec::new();
@@ -205,4 +290,37 @@ impl Metrics {
             Err(error) => error.to_string(),
         }
     }
+}
+
+fn bytes(figures: &CacheStatistics) -> [(&'static str, u64); 7] {
+    [
+        ("occupied", figures.cache_bytes),
+        ("copied", figures.copied_bytes),
+        ("written", figures.written_bytes),
+        ("hydrated", figures.hydrated_bytes),
+        ("given_back", figures.given_back_bytes),
+        ("hydration_done", figures.hydration_done_bytes),
+        ("hydration_total", figures.hydration_total_bytes),
+    ]
+}
+
+fn files(figures: &CacheStatistics) -> [(&'static str, u64); 6] {
+    [
+        ("local", figures.files_local),
+        ("complete", figures.files_complete),
+        ("partial", figures.files_partial),
+        ("open_passthrough", figures.open_passthrough),
+        ("open_cached", figures.open_cached),
+        ("open_upgradable", figures.open_upgradable),
+    ]
+}
+
+fn reads(figures: &CacheStatistics) -> [(&'static str, u64); 5] {
+    [
+        ("hit", figures.read_hits),
+        ("miss", figures.read_misses),
+        ("error", figures.read_errors),
+        ("base_reads", figures.base_reads),
+        ("base_bytes", figures.base_bytes),
+    ]
 }

@@ -184,6 +184,7 @@ async fn detail(
         recovery: recovery(&stored),
         waiting: waiting(&stored),
         warnings: stored.state.warning_list(),
+        cache: service.caches.latest(session_id),
         reason: stored.state.spec.reason.clone(),
         log: log.into_iter().map(line).collect(),
     }))

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::activity::Activity;
+use crate::cache_watch::CacheWatch;
 use crate::config::Config;
 use crate::executor;
 use crate::hand::Hands;
@@ -32,6 +33,8 @@ pub(crate) struct Service {
     pub(crate) env: Env,
     pub(crate) metrics: Metrics,
     pub(crate) clerk: Clerk,
+    /// Latest figures of the write caches.
+    pub(crate) caches: CacheWatch,
     /// Limits requests to agents.
     pub(crate) hand_permits: Semaphore,
     /// Limits queries that are answered at a time.
@@ -129,6 +132,7 @@ impl Service {
             env,
             metrics,
             clerk,
+            caches: CacheWatch::default(),
             stop,
             tasks: TaskTracker::new(),
             slots: Mutex::new(HashMap::new()),

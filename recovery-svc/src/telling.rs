@@ -55,13 +55,16 @@ impl Teller<'_> {
     ) -> Result<(), JournalError> {
         let key = stored.state.session_id.to_string();
         let sequence = transaction.next_sequence(&key)?;
-        let entry = LogEntry {
-            at: self.env.now(),
-            sequence,
-            event_type: body.type_name().to_owned(),
-            text: text(&body),
-        };
-        transaction.append_log(&key, &entry)?;
+        // Figures tell no story: they would push it out of the log.
+        if !matches!(body, EventBody::CacheStatistics(_)) {
+            let entry = LogEntry {
+                at: self.env.now(),
+                sequence,
+                event_type: body.type_name().to_owned(),
+                text: text(&body),
+            };
+            transaction.append_log(&key, &entry)?;
+        }
         let head = EventHead {
             server: self.server.clone(),
             kind: Some(stored.state.spec.kind),
@@ -202,6 +205,7 @@ pub(crate) fn text(body: &EventBody) -> String {
         EventBody::Failed(e) => format!("failed: {}", e.problem),
         EventBody::Warning(e) => e.text.clone(),
         EventBody::WarningCleared(e) => format!("no longer: {:?}", e.code),
+        EventBody::CacheStatistics(e) => format!("write cache: {} bytes", e.cache_bytes),
         EventBody::CommandRejected(e) => format!("rejected: {}", e.problem),
     }
 }

@@ -5,14 +5,17 @@ use std::time::Duration;
 
 use common::agent::hand::{InstanceStatus, MountStatus, Request, Response};
 use common::env::Env;
+use common::ids::SessionId;
 use common::messages::{Lag, SessionKind, SwitchoverMode, WarningCode};
 use common::problem::{ErrorCode, Problem};
 use common::session::Input;
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
+use crate::cache_watch::Cadence;
 use crate::executor::{pause, report};
 use crate::hand::{LOOK_FOR, unexpected};
+use crate::reopen::{self, Due, Reopening};
 use crate::service::Service;
 use crate::steps::{self, Grip};
 use crate::stored::Stored;
@@ -26,6 +29,8 @@ const CRITICAL: (u64, u64) = (95, 90);
 const LAG_EVERY: SignedDuration = SignedDuration::from_secs(10);
 /// How long a read has waited for the backup before people are told, in seconds.
 const BASE_WAIT_TOLD_S: u64 = 10;
+/// How often figures of the write cache are told at most.
+const STATISTICS_EVERY: SignedDuration = SignedDuration::from_secs(60);
 
 /// Looks until something is lost (which it gives back) or it is told to stop.
 pub(crate) async fn watch(
@@ -41,6 +46,17 @@ pub(crate) async fn watch(
     let mut lights = Lights::of(stored);
     let switchover = stored.state.recovery.switchover;
     let mut lag_due = LagDue::default();
+    let session_id = stored.state.session_id;
+    let _seen = Seen {
+        service,
+        session_id,
+    };
+    let mut cadence = Cadence::new(STATISTICS_EVERY);
+    let reopen_every_s = service
+        .config
+        .target(&stored.state.spec.target)
+        .map_or(0, |target| target.reopen_every_s);
+    let mut reopening = Reopening::new(reopen_every_s);
     loop {
         if let SwitchoverMode::At { at } = switchover
             && at <= service.env.now()
@@ -62,13 +78,32 @@ pub(crate) async fn watch(
                     return Some(Input::StandbyLost { epoch, problem });
                 }
             }
-            Ok(Found::There(status, lag)) => {
+            Ok(Found::There {
+                status,
+                version,
+                lag,
+            }) => {
                 if let Some(lag) = lag.filter(|_| lag_due.is_due(&service.env)) {
                     let input = Input::LagSeen { epoch, lag };
                     report(service, stored.state.session_id, Some(input), stop).await;
                 }
                 sightings = 0;
                 unreachable = 0;
+                let (figures, now) = (&status.statistics, service.env.now());
+                service.caches.saw(&service.metrics, session_id, figures);
+                if cadence.is_due(now, figures) {
+                    let input = Input::Statistics(Box::new(figures.clone()));
+                    report(service, session_id, Some(input), stop).await;
+                }
+                let due = match &version {
+                    Some(version) => reopening.due(now, version, figures.open_upgradable),
+                    None => Due::Nothing,
+                };
+                if let Some(hand) = hand.as_ref()
+                    && let Err(problem) = reopen(stored, hand, due).await
+                {
+                    tracing::warn!(error = %problem, "have PostgreSQL open its files anew");
+                }
                 for (code, text) in lights.changes(&status) {
                     let input = Input::MountWarning { code, text };
                     report(service, stored.state.session_id, Some(input), stop).await;
@@ -92,9 +127,37 @@ pub(crate) async fn watch(
     }
 }
 
+// Takes the figures of a session off the list when it is no longer looked at.
+struct Seen<'a> {
+    service: &'a Service,
+    session_id: SessionId,
+}
+
+impl Drop for Seen<'_> {
+    fn drop(&mut self) {
+        let metrics = &self.service.metrics;
+        self.service.caches.forget(metrics, self.session_id);
+    }
+}
+
+async fn reopen(stored: &Stored, hand: &Grip<'_>, due: Due) -> Result<(), Problem> {
+    if due == Due::Nothing {
+        return Ok(());
+    }
+    let state = &stored.state;
+    let instance = steps::prepared(state)?;
+    reopen::carry_out(due, hand, state.session_id, &state.spec.place, &instance).await
+}
+
 enum Found {
-    There(Box<MountStatus>, Option<Lag>),
     StandbyLost(Problem),
+    There {
+        status: Box<MountStatus>,
+        // Of an instance that takes reads and writes.
+        version: Option<String>,
+        // Of a standby.
+        lag: Option<Lag>,
+    },
     Lost(Problem),
 }
 
@@ -127,6 +190,7 @@ async fn look<'a>(
     };
     let place = state.spec.place.clone();
     let mut lag = None;
+    let mut version = None;
     if state.spec.kind != SessionKind::Mount {
         let request = Request::InstanceStatus {
             place: place.clone(),
@@ -137,9 +201,10 @@ async fn look<'a>(
                 return Ok(Found::Lost(steps::stopped(&last_log_lines)));
             }
             // Recovering is a crash recovery after a backend died: it comes back by itself.
-            Response::Instance(
-                InstanceStatus::Recovering { .. } | InstanceStatus::Ready { .. },
-            ) => {}
+            Response::Instance(InstanceStatus::Recovering { .. }) => {}
+            Response::Instance(InstanceStatus::Ready { version: seen, .. }) => {
+                version = Some(seen);
+            }
             other => return Err(unexpected("the instance's status", &other)),
         }
     }
@@ -151,7 +216,11 @@ async fn look<'a>(
         lag = steps::standby::lag_of(&status);
     }
     match hand.ask(Request::MountStatus { place }, LOOK_FOR).await? {
-        Response::MountStatus(Some(status)) => Ok(Found::There(Box::new(status), lag)),
+        Response::MountStatus(Some(status)) => Ok(Found::There {
+            status: Box::new(status),
+            version,
+            lag,
+        }),
         Response::MountStatus(None) => Ok(Found::Lost(Problem::new(
             ErrorCode::MountFailed,
             "the mount is gone; its write cache is kept",
@@ -253,6 +322,7 @@ mod tests {
                 free_bytes: (100 - used_percent) << 30,
             },
             counters: Default::default(),
+            statistics: Default::default(),
         }
     }
 

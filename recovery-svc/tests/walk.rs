@@ -85,6 +85,7 @@ fn begin(kind: SessionKind, automatic_max: u32) -> (SessionState, Vec<Effect>) {
         session_id: id.into(),
         command_id: id,
         spec: SessionSpec {
+            hydrate: None,
             kind,
             repository: RepositoryName::new("r").unwrap(),
             backup: None,

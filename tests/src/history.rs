@@ -220,6 +220,7 @@ pub fn publish(backup: &str, port: Option<u16>) -> anyhow::Result<Publish> {
         backup: Some(backup.parse()?),
         target: "here".parse()?,
         port,
+        hydrate: None,
         reason: None,
     })
 }

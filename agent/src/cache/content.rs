@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
 use rustix::io::Errno;
@@ -40,6 +41,13 @@ impl Fetched {
     }
 }
 
+/// The bytes of a granule, from whichever piece has them.
+pub(crate) fn granule_in(pieces: &[Arc<Fetched>], granule: u64, length: u64) -> Option<&[u8]> {
+    pieces
+        .iter()
+        .find_map(|piece| piece.granule(granule, length))
+}
+
 /// What came of an operation that may need the backup.
 #[derive(Debug)]
 pub enum Outcome<T> {
@@ -49,6 +57,8 @@ pub enum Outcome<T> {
     Needs(Need),
 }
 
+/// How many granules are copied before others get the node.
+const FILL_GRANULES: u64 = 32;
 const SEEK_DATA: i32 = 3;
 /// Longest copy in one request, so that other requests do not wait.
 const COPY_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -83,6 +93,7 @@ impl Store {
         node: &Node,
         state: &mut NodeState,
     ) -> io::Result<Arc<dyn DiskFile>> {
+        self.account.note(node.ino, state);
         if let Some(file) = &state.file {
             return Ok(file.clone());
         }
@@ -112,7 +123,7 @@ impl Store {
         Ok(file)
     }
 
-    fn need(&self, state: &NodeState, first: u64, last: u64) -> Option<Need> {
+    pub(super) fn need(&self, state: &NodeState, first: u64, last: u64) -> Option<Need> {
         let base = state.base?;
         let mut missing = (first..=last).filter(|granule| !state.is_here(*granule));
         let from = missing.next()?;
@@ -125,73 +136,28 @@ impl Store {
         })
     }
 
-    /// Reads up to `length` bytes; `fetched` stands in for granules that are not here.
-    pub fn read(
-        &self,
-        node: &Node,
-        offset: u64,
-        length: u32,
-        fetched: Option<&Fetched>,
-    ) -> io::Result<Outcome<Vec<u8>>> {
-        let mut state = node.lock();
-        if state.base.is_none() {
-            let file = self.data_file(node, &mut state)?;
-            drop(state);
-            let mut bytes = vec![0; length as usize];
-            let count = file.read_at(&mut bytes, offset)?;
-            bytes.truncate(count);
-            return Ok(Outcome::Done(bytes));
-        }
-        let end = (offset + u64::from(length)).min(state.size);
-        if offset >= end {
-            return Ok(Outcome::Done(Vec::new()));
-        }
-        let (first, last) = (offset / GRANULE_BYTES, (end - 1) / GRANULE_BYTES);
-        let covered = |state: &NodeState, granule: u64| {
-            fetched.and_then(|fetched| {
-                let base = state.base?.length;
-                let length = GRANULE_BYTES.min(base.checked_sub(granule * GRANULE_BYTES)?);
-                fetched.granule(granule, length)
-            })
-        };
-        if (first..=last).any(|g| !state.is_here(g) && covered(&state, g).is_none())
-            && let Some(need) = self.need(&state, first, last)
-        {
-            return Ok(Outcome::Needs(need));
-        }
-        let mut bytes = vec![0; usize::try_from(end - offset).map_err(io::Error::other)?];
-        if (first..=last).any(|granule| state.is_here(granule)) {
-            let file = self.data_file(node, &mut state)?;
-            file.read_at(&mut bytes, offset)?;
-        }
-        for granule in (first..=last).filter(|granule| !state.is_here(*granule)) {
-            let from = covered(&state, granule).unwrap_or_default();
-            let at = granule * GRANULE_BYTES;
-            let cut_front = offset.saturating_sub(at);
-            let until = GRANULE_BYTES.min(end - at);
-            for (index, target) in (cut_front..until).zip(
-                bytes
-                    .iter_mut()
-                    .skip(usize::try_from((at + cut_front) - offset).unwrap_or(usize::MAX)),
-            ) {
-                let source = usize::try_from(index)
-                    .ok()
-                    .and_then(|index| from.get(index));
-                *target = source.copied().unwrap_or(0);
-            }
-        }
-        Ok(Outcome::Done(bytes))
-    }
-
     /// Keeps bytes of the backup: only where nothing was written meanwhile.
     pub fn fill(&self, node: &Node, fetched: &Fetched) -> io::Result<()> {
+        let first = fetched.offset / GRANULE_BYTES;
+        let last = (fetched.offset + fetched.bytes.len() as u64).div_ceil(GRANULE_BYTES);
+        let mut from = first;
+        while from < last {
+            // In parts, so that nobody waits long for the node.
+            let to = (from + FILL_GRANULES).min(last);
+            self.fill_part(node, fetched, from..to)?;
+            from = to;
+        }
+        Ok(())
+    }
+
+    fn fill_part(&self, node: &Node, fetched: &Fetched, part: Range<u64>) -> io::Result<()> {
         let mut state = node.lock();
-        let Some(base) = state.base else {
+        let Some(base) = state.base.filter(|_| !state.is_gone()) else {
             return Ok(());
         };
         let end = (fetched.offset + fetched.bytes.len() as u64).min(base.length);
-        let first = fetched.offset / GRANULE_BYTES;
-        let mut granule = first;
+        let end = end.min(part.end * GRANULE_BYTES);
+        let mut granule = part.start;
         while granule * GRANULE_BYTES < end {
             let from = granule;
             while granule * GRANULE_BYTES < end && !state.is_here(granule) {
@@ -215,6 +181,7 @@ impl Store {
             let file = self.data_file(node, &mut state)?;
             write_or_leave(file.as_ref(), &bytes, from * GRANULE_BYTES, state.size)?;
             self.note_present(node.ino, &mut state, from..granule, 0)?;
+            self.account.grow(node.ino, bytes.len() as u64);
         }
         Ok(())
     }
@@ -223,7 +190,7 @@ impl Store {
         &self,
         ino: Ino,
         state: &mut NodeState,
-        granules: std::ops::Range<u64>,
+        granules: Range<u64>,
         modified_at: i64,
     ) -> io::Result<()> {
         self.runtime.append(&RuntimeRecord::Present {
@@ -233,17 +200,21 @@ impl Store {
             size: state.size,
             modified_at,
         })?;
-        state.mark_present(granules.start, granules.end - granules.start);
+        let count = granules.end - granules.start;
+        match modified_at {
+            0 => state.mark_copied(granules.start, count),
+            _ => state.mark_written(granules.start, count),
+        }
         Ok(())
     }
 
-    /// Writes; `fetched` completes granules that are written in part.
+    /// Writes; `pieces` complete granules that are written in part.
     pub fn write(
         &self,
         node: &Node,
         offset: u64,
         bytes: &[u8],
-        fetched: Option<&Fetched>,
+        pieces: &[Arc<Fetched>],
     ) -> io::Result<Outcome<()>> {
         if bytes.is_empty() {
             return Ok(Outcome::Done(()));
@@ -263,7 +234,7 @@ impl Store {
             let base_length = state.base.map_or(0, |base| base.length);
             let at = edge * GRANULE_BYTES;
             let length = GRANULE_BYTES.min(base_length - at);
-            let Some(content) = fetched.and_then(|fetched| fetched.granule(edge, length)) else {
+            let Some(content) = granule_in(pieces, edge, length) else {
                 let edges = self.edges(&state, offset, end);
                 let (first, last) = (edges.first().copied(), edges.last().copied());
                 let need = self.need(&state, first.unwrap_or(edge), last.unwrap_or(edge));
@@ -284,6 +255,7 @@ impl Store {
             }
         }
         let file = self.data_file(node, &mut state)?;
+        self.note_rewriting(node, &mut state, offset, end)?;
         write_or_leave(file.as_ref(), &image, image_offset, state.size)?;
         state.size = state.size.max(end);
         state.attributes.modified_at = now();
@@ -357,7 +329,7 @@ impl Store {
         mode: u32,
         offset: u64,
         length: u64,
-        fetched: Option<&Fetched>,
+        pieces: &[Arc<Fetched>],
     ) -> io::Result<Outcome<()>> {
         let known = [
             0,
@@ -383,16 +355,19 @@ impl Store {
         let clears = mode & (PUNCH_HOLE | ZERO_RANGE) != 0;
         if clears && let Some(&edge) = self.edges(&state, offset, end).first() {
             let last = self.edges(&state, offset, end).last().copied();
-            if let Some(fetched) = fetched {
+            if !pieces.is_empty() {
                 drop(state);
-                self.fill(node, fetched)?;
-                return self.allocate(node, mode, offset, length, None);
+                for piece in pieces {
+                    self.fill(node, piece)?;
+                }
+                return self.allocate(node, mode, offset, length, &[]);
             }
             let need = self.need(&state, edge, last.unwrap_or(edge));
             return need.map(Outcome::Needs).ok_or_else(|| error(Errno::IO));
         }
         let file = self.data_file(node, &mut state)?;
         if clears {
+            self.note_rewriting(node, &mut state, offset, end)?;
             file.allocate(mode, offset, length)?;
         } else {
             // Below the backup's part space is found when granules come; it must not be touched here.
@@ -504,6 +479,9 @@ impl Store {
         let _flush = node.lock_flush();
         {
             let mut state = node.lock();
+            if state.is_gone() {
+                return Ok(());
+            }
             // What was only copied from the backup counts too now.
             if state.is_whole() {
                 self.mark_dirty(node.ino, &mut state);
@@ -511,8 +489,9 @@ impl Store {
         }
         self.flush(node)?;
         let mut state = node.lock();
-        if state.dirty || !state.is_whole() || state.failed {
-            // Written meanwhile; looked at again when it is read again.
+        // What was written meanwhile changed granules that were durable already: it may be lost like any unflushed write.
+        let is_settled = state.uncommitted.is_empty() && state.cut.is_none();
+        if !is_settled || !state.is_whole() || state.failed {
             return Ok(());
         }
         let file = self.data_file(node, &mut state)?;

@@ -49,10 +49,21 @@ pub struct VolumeSpace {
 }
 
 impl VolumeSpace {
+    // What copies leave free to writers.
+    fn kept_free(&self) -> u64 {
+        (self.total_bytes / 20).max(COPIES_LEAVE_BYTES.min(self.total_bytes / 10))
+    }
+
     /// Whether there is room for what need not be kept: the rest is left to writers.
     pub fn has_room_for_copies(&self) -> bool {
-        let low = (self.total_bytes / 20).max(COPIES_LEAVE_BYTES.min(self.total_bytes / 10));
-        self.free_bytes > low
+        // A little above what is given back for, so that copies do not come and go.
+        let kept_free = self.kept_free();
+        self.free_bytes > kept_free + kept_free / 8
+    }
+
+    /// How much less is free than is kept free, in bytes.
+    pub fn shortage(&self) -> u64 {
+        self.kept_free().saturating_sub(self.free_bytes)
     }
 }
 
@@ -73,8 +84,8 @@ pub trait Disk: Debug + Send + Sync {
     fn sync_catalog_name(&self) -> io::Result<()>;
     /// Makes everything durable.
     fn sync_all(&self) -> io::Result<()>;
-    /// Blocks of 512 bytes that the data files occupy.
-    fn data_blocks(&self) -> io::Result<u64>;
+    /// Blocks of 512 bytes that a node's data file occupies; none if it is not there.
+    fn data_blocks(&self, ino: Ino) -> io::Result<u64>;
     /// The volume's size and what of it is free, in bytes.
     fn volume(&self) -> io::Result<VolumeSpace>;
     /// Numbers of all data files.
@@ -170,13 +181,12 @@ impl Disk for RealDisk {
         Ok(rustix::fs::syncfs(&self.own)?)
     }
 
-    fn data_blocks(&self) -> io::Result<u64> {
-        let mut blocks = 0;
-        for entry in std::fs::read_dir(self.directory.join("data"))? {
-            // A file may be removed meanwhile.
-            blocks += entry?.metadata().map_or(0, |data| data.blocks());
+    fn data_blocks(&self, ino: Ino) -> io::Result<u64> {
+        match std::fs::metadata(self.path(DiskName::Data(ino))) {
+            Ok(data) => Ok(data.blocks()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error),
         }
-        Ok(blocks)
     }
 
     fn volume(&self) -> io::Result<VolumeSpace> {

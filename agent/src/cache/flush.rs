@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use super::Ino;
 use super::disk::DiskFile;
 use super::node::{Node, NodeState};
+use super::presence::Presence;
 use super::record::{Nanoseconds, Record, RuntimeRecord};
 use super::store::{Store, errno::error, now};
 
@@ -114,7 +115,9 @@ impl Store {
         state.flushed_as_of = begun.changed_at;
         if state.base.is_some() {
             let size = begun.size.min(state.size);
-            let committed = self.append_commit(node.ino, size, begun.modified_at, &state);
+            let rewritten = std::mem::take(&mut state.rewritten);
+            let at = begun.modified_at;
+            let committed = self.append_commit(node.ino, (size, at), &state, &rewritten);
             let committing = std::mem::take(&mut state.committing);
             match committed {
                 Ok(position) => {
@@ -122,9 +125,8 @@ impl Store {
                     state.size_in_catalog = size;
                 }
                 Err(failure) => {
-                    for (first, count) in committing.ranges() {
-                        state.uncommitted.insert_range(first..first + count);
-                    }
+                    state.uncommitted.insert_all(&committing);
+                    state.rewritten.insert_all(&rewritten);
                     self.mark_dirty(node.ino, &mut state);
                     return Err(failure);
                 }
@@ -139,21 +141,39 @@ impl Store {
     fn append_commit(
         &self,
         ino: Ino,
-        size: u64,
-        modified_at: i64,
+        (size, modified_at): (u64, Nanoseconds),
         state: &NodeState,
+        rewritten: &Presence,
     ) -> io::Result<u64> {
-        let ranges = state.committing.ranges();
-        let record = |present: &[(u64, u64)]| Record::Commit {
+        let commit = |present| Record::Commit {
             ino,
             size,
             modified_at,
-            present: present.to_vec(),
+            present,
         };
-        if ranges.is_empty() {
-            return self.append(&[record(&[])]);
+        let mut records = in_records(&state.committing, commit);
+        if records.is_empty() {
+            records.push(commit(Vec::new()));
         }
-        let records: Vec<Record> = ranges.chunks(RANGES_MAX).map(record).collect();
+        let copied = state.committing.common_with(&state.copied);
+        records.extend(in_records(&copied, |granules| Record::Copied {
+            ino,
+            granules,
+        }));
+        records.extend(in_records(rewritten, |granules| Record::Rewritten {
+            ino,
+            granules,
+        }));
         self.append(&records)
     }
+}
+
+/// Records that name the granules of a set, none longer than a record may be.
+pub(super) fn in_records(
+    set: &Presence,
+    record: impl Fn(Vec<(u64, u64)>) -> Record,
+) -> Vec<Record> {
+    let ranges = set.ranges();
+    let chunks = ranges.chunks(RANGES_MAX);
+    chunks.map(|chunk| record(chunk.to_vec())).collect()
 }

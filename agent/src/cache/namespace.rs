@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::answered::Answered;
-use super::node::Node;
+use super::node::{Node, NodeState};
 use super::record::{Attributes, BasePart, Nanoseconds, NodeKind, NodeRecord, Record};
 use super::tree::{Tree, TreeNode, TreeNodeKind};
 use super::{Ino, ROOT};
@@ -316,6 +316,23 @@ impl Namespace {
                     }
                 }
             }
+            Record::Copied { ino, granules } => self.with_base(*ino, |state| {
+                let limit = state.base_granules();
+                for &(first, count) in granules {
+                    let end = (first + count).min(limit);
+                    state.perhaps_copied.insert_range(first..end);
+                }
+            }),
+            Record::Rewritten { ino, granules } => self.with_base(*ino, |state| {
+                for &(first, count) in granules {
+                    state.perhaps_copied.remove_range(first..first + count);
+                }
+            }),
+            Record::Absent { ino, granules } => self.with_base(*ino, |state| {
+                for &(first, count) in granules {
+                    state.mark_absent(first, count);
+                }
+            }),
             Record::Truncate { ino, size } => {
                 if let Some(node) = self.node(*ino) {
                     node.lock().resize(*size);
@@ -336,6 +353,15 @@ impl Namespace {
             }
             Record::NextIno(ino) => self.next_ino = self.next_ino.max(*ino),
             Record::Answered { unique, ino } => self.answered.remember(*unique, *ino),
+        }
+    }
+
+    fn with_base(&mut self, ino: Ino, change: impl FnOnce(&mut NodeState)) {
+        if let Some(node) = self.node(ino) {
+            let mut state = node.lock();
+            if state.base.is_some() {
+                change(&mut state);
+            }
         }
     }
 

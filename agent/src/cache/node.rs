@@ -1,5 +1,6 @@
 //! One node that was touched: its attributes, what of it is in the cache, and who has it open.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::disk::DiskFile;
@@ -44,6 +45,16 @@ pub struct NodeState {
     pub uncommitted: Presence,
     /// Those that are being flushed at this moment.
     pub committing: Presence,
+    /// Those that are here and for certain only a copy of the backup.
+    pub copied: Presence,
+    /// Those that an earlier mount had copied: a power cut may have left a write in them that was not flushed.
+    pub perhaps_copied: Presence,
+    /// Those that the catalog has as copied and that were written since.
+    pub rewritten: Presence,
+    /// Whether the data file's space is to be counted again.
+    pub uncounted: bool,
+    /// When it was last used, by the cache's own clock.
+    pub used_at: u64,
     /// Whether the data file may hold what is not durable.
     pub dirty: bool,
     /// Last change of a data file that is the whole truth, as of its last flush; `None` where the clock is too coarse to tell.
@@ -100,6 +111,11 @@ impl Node {
                 present: Presence::default(),
                 uncommitted: Presence::default(),
                 committing: Presence::default(),
+                copied: Presence::default(),
+                perhaps_copied: Presence::default(),
+                rewritten: Presence::default(),
+                uncounted: false,
+                used_at: 0,
                 dirty: false,
                 flushed_as_of: None,
                 temporary: false,
@@ -153,12 +169,59 @@ impl NodeState {
     }
 
     /// Notes granules as written into the data file.
-    pub fn mark_present(&mut self, first: u64, count: u64) {
+    pub fn mark_written(&mut self, first: u64, count: u64) {
+        self.mark_present(first, count);
+        self.mark_rewritten(first, count);
+    }
+
+    /// Notes granules as copied into the data file.
+    pub fn mark_copied(&mut self, first: u64, count: u64) {
+        self.mark_present(first, count);
+        let end = (first + count).min(self.base_granules());
+        self.copied.insert_range(first..end);
+    }
+
+    fn mark_present(&mut self, first: u64, count: u64) {
         for granule in first..(first + count).min(self.base_granules()) {
             if self.present.insert(granule) {
                 self.uncommitted.insert(granule);
             }
         }
+    }
+
+    /// Whether a write to these granules changes what is only a copy.
+    pub fn is_copied(&self, granules: Range<u64>) -> bool {
+        self.copied.contains_any(granules.clone()) || self.perhaps_copied.contains_any(granules)
+    }
+
+    /// Notes granules as no longer a copy of the backup.
+    pub fn mark_rewritten(&mut self, first: u64, count: u64) {
+        for granule in first..(first + count).min(self.base_granules()) {
+            if self.is_copied(granule..granule + 1) {
+                self.copied.remove_range(granule..granule + 1);
+                self.perhaps_copied.remove_range(granule..granule + 1);
+                self.rewritten.insert(granule);
+            }
+        }
+    }
+
+    /// Notes granules as given back to the backup.
+    pub fn mark_absent(&mut self, first: u64, count: u64) {
+        let granules = first..first + count;
+        for set in self.sets() {
+            set.remove_range(granules.clone());
+        }
+    }
+
+    fn sets(&mut self) -> [&mut Presence; 6] {
+        [
+            &mut self.present,
+            &mut self.uncommitted,
+            &mut self.committing,
+            &mut self.copied,
+            &mut self.perhaps_copied,
+            &mut self.rewritten,
+        ]
     }
 
     /// Cuts or lengthens what the maps say; the data file follows.
@@ -167,9 +230,9 @@ impl NodeState {
             base.length = base.length.min(size);
         }
         let granules = self.base_granules();
-        self.present.remove_from(granules);
-        self.uncommitted.remove_from(granules);
-        self.committing.remove_from(granules);
+        for set in self.sets() {
+            set.remove_from(granules);
+        }
         // Also where it grows: on the disk there may be a lost write's bytes behind the old end.
         self.cut = Some(self.cut.unwrap_or(self.size_in_catalog).min(size));
         self.size = size;
@@ -188,9 +251,9 @@ impl NodeState {
     pub fn forget_base(&mut self) {
         self.base = None;
         self.cut = None;
-        self.present.clear();
-        self.uncommitted.clear();
-        self.committing.clear();
+        for set in self.sets() {
+            set.clear();
+        }
     }
 
     /// Whether the kernel writes to the data file without being seen.
@@ -201,6 +264,11 @@ impl NodeState {
     /// Whether the whole of the backup's part is here.
     pub fn is_whole(&self) -> bool {
         self.base.is_some() && self.present.count() >= self.base_granules()
+    }
+
+    /// Whether it has neither a name nor a descriptor, so that its data file goes or is gone.
+    pub fn is_gone(&self) -> bool {
+        self.links == 0 && self.opens.is_empty()
     }
 
     /// Whether nothing about it differs from the backup.

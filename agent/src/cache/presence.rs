@@ -61,6 +61,46 @@ impl Presence {
         }
     }
 
+    /// Removes all granules of a range.
+    pub fn remove_range(&mut self, range: Range<u64>) {
+        let end = range.end.min(self.words.len() as u64 * 64);
+        for granule in range.start..end {
+            let (word, bit) = place(granule);
+            if let Some(w) = self.words.get_mut(word).filter(|w| **w & bit != 0) {
+                *w &= !bit;
+                self.count -= 1;
+            }
+        }
+    }
+
+    /// Whether any granule of the range is here.
+    pub fn contains_any(&self, range: Range<u64>) -> bool {
+        range.into_iter().any(|granule| self.contains(granule))
+    }
+
+    /// Adds the granules of another set.
+    pub fn insert_all(&mut self, other: &Presence) {
+        if self.words.len() < other.words.len() {
+            self.words.resize(other.words.len(), 0);
+        }
+        for (w, o) in self.words.iter_mut().zip(&other.words) {
+            *w |= o;
+        }
+        self.recount();
+    }
+
+    /// The granules that are in both.
+    #[must_use]
+    pub fn common_with(&self, other: &Presence) -> Self {
+        let words = self.words.iter().zip(&other.words).map(|(w, o)| w & o);
+        let mut common = Self {
+            words: words.collect(),
+            count: 0,
+        };
+        common.recount();
+        common
+    }
+
     /// Removes every granule from `first` on.
     pub fn remove_from(&mut self, first: u64) {
         let (word, bit) = place(first);
@@ -121,11 +161,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_behaves_as_a_set_of_numbers(steps in proptest::collection::vec((0u8..3, 0u64..500), 0..60)) {
+        fn it_behaves_as_a_set_of_numbers(steps in proptest::collection::vec((0u8..4, 0u64..500), 0..60)) {
             let mut presence = Presence::default();
             let mut model = BTreeSet::new();
             for (what, number) in steps {
+                let range = number..number + 9;
+                prop_assert_eq!(presence.contains_any(range.clone()), model.range(range).next().is_some());
                 match what {
+                    3 => { presence.remove_range(number..number + 70); model.retain(|n| !(number..number + 70).contains(n)); }
                     0 => prop_assert_eq!(presence.insert(number), model.insert(number)),
                     1 => { presence.insert_range(number..number + 9); model.extend(number..number + 9); }
                     _ => { presence.remove_from(number); model.retain(|n| *n < number); }
@@ -134,6 +177,28 @@ mod tests {
             }
             let listed: Vec<u64> = presence.ranges().into_iter().flat_map(|(f, c)| f..f + c).collect();
             prop_assert_eq!(listed, model.into_iter().collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn sets_are_joined_and_cut_as_sets_of_numbers_are(
+            a in proptest::collection::btree_set(0u64..300, 0..40),
+            b in proptest::collection::btree_set(0u64..300, 0..40),
+        ) {
+            let set = |numbers: &BTreeSet<u64>| {
+                let mut presence = Presence::default();
+                numbers.iter().for_each(|number| { presence.insert(*number); });
+                presence
+            };
+            let listed = |set: &Presence| -> Vec<u64> {
+                set.ranges().into_iter().flat_map(|(f, c)| f..f + c).collect()
+            };
+            let mut joined = set(&a);
+            joined.insert_all(&set(&b));
+            prop_assert_eq!(listed(&joined), a.union(&b).copied().collect::<Vec<_>>());
+            prop_assert_eq!(joined.count(), a.union(&b).count() as u64);
+            let common = set(&a).common_with(&set(&b));
+            prop_assert_eq!(listed(&common), a.intersection(&b).copied().collect::<Vec<_>>());
+            prop_assert_eq!(common.count(), a.intersection(&b).count() as u64);
         }
     }
 }

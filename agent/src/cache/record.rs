@@ -184,6 +184,27 @@ pub enum Record {
         /// Node, 0 for none.
         ino: Ino,
     },
+    /// Granules that were only copied from the backup when they were synced.
+    Copied {
+        /// The node.
+        ino: Ino,
+        /// Which: (first, count).
+        granules: Vec<(u64, u64)>,
+    },
+    /// Granules that had been copied and were written since.
+    Rewritten {
+        /// The node.
+        ino: Ino,
+        /// Which: (first, count).
+        granules: Vec<(u64, u64)>,
+    },
+    /// Granules that were given back: the backup has them again. Written durably before their space is freed.
+    Absent {
+        /// The node.
+        ino: Ino,
+        /// Which: (first, count).
+        granules: Vec<(u64, u64)>,
+    },
 }
 
 /// One record of the runtime journal, which outlives the worker but not the machine.
@@ -233,6 +254,33 @@ pub enum RuntimeRecord {
     Failed {
         /// The node.
         ino: Ino,
+    },
+    /// Granules that are here and were only copied: found by comparing, or in a compacted journal.
+    Copied {
+        /// The node.
+        ino: Ino,
+        /// First granule.
+        first: u64,
+        /// How many.
+        count: u64,
+    },
+    /// Granules that had been copied are about to be written.
+    Rewritten {
+        /// The node.
+        ino: Ino,
+        /// First granule.
+        first: u64,
+        /// How many.
+        count: u64,
+    },
+    /// Granules were given back.
+    Absent {
+        /// The node.
+        ino: Ino,
+        /// First granule.
+        first: u64,
+        /// How many.
+        count: u64,
     },
 }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::Ino;
+use super::account::Account;
 use super::barrier::{Suspects, is_temporary_name};
 use super::catalog::Catalog;
 use super::disk::{Disk, DiskName};
@@ -98,6 +99,7 @@ pub struct Store {
     reapable: Mutex<Vec<(Ino, u64)>>,
     // Nodes of which everything is here but of which the catalog does not say so yet.
     pub(crate) whole: Mutex<Vec<Arc<Node>>>,
+    pub(crate) account: Account,
     pub(crate) suspects: Suspects,
 }
 
@@ -136,6 +138,7 @@ impl Store {
             names: Mutex::new(names),
             reapable: Mutex::default(),
             whole: Mutex::default(),
+            account: Account::default(),
             suspects: Suspects::default(),
         };
         if is_takeover {
@@ -589,6 +592,7 @@ impl Store {
                 }
                 drop(names);
                 self.disk.remove(DiskName::Data(ino))?;
+                self.count_gone(ino);
             }
         }
         Ok(())
@@ -609,7 +613,10 @@ fn replay(names: &mut Namespace, record: &RuntimeRecord) {
                 // Whoever wrote has made the data file agree with the catalog before.
                 state.settled = true;
                 if state.base.is_some() {
-                    state.mark_present(*first, *count);
+                    match modified_at {
+                        0 => state.mark_copied(*first, *count),
+                        _ => state.mark_written(*first, *count),
+                    }
                     state.size = *size;
                     if *modified_at != 0 {
                         state.attributes.modified_at = *modified_at;
@@ -647,11 +654,30 @@ fn replay(names: &mut Namespace, record: &RuntimeRecord) {
                 state.was_passthrough |= *passthrough > 0;
             }
         }
+        RuntimeRecord::Copied { ino, first, count } => with_base(names, *ino, |state| {
+            state.mark_copied(*first, *count);
+        }),
+        RuntimeRecord::Rewritten { ino, first, count } => with_base(names, *ino, |state| {
+            state.mark_rewritten(*first, *count);
+        }),
+        RuntimeRecord::Absent { ino, first, count } => with_base(names, *ino, |state| {
+            state.mark_absent(*first, *count);
+        }),
         RuntimeRecord::Answered { .. } => {}
         RuntimeRecord::Failed { ino } => {
             if let Some(node) = names.node(*ino) {
                 node.lock().failed = true;
             }
+        }
+    }
+}
+
+fn with_base(names: &mut Namespace, ino: Ino, change: impl FnOnce(&mut NodeState)) {
+    if let Some(node) = names.node(ino) {
+        let mut state = node.lock();
+        state.settled = true;
+        if state.base.is_some() {
+            change(&mut state);
         }
     }
 }

@@ -3,7 +3,9 @@
 use std::io;
 use std::sync::Arc;
 
-use super::node::Node;
+use super::Ino;
+use super::flush::in_records;
+use super::node::{Node, NodeState};
 use super::record::{NodeRecord, Record, RuntimeRecord};
 use super::store::Store;
 
@@ -46,20 +48,7 @@ impl Store {
                 records.push(RuntimeRecord::Failed { ino: node.ino });
             }
             if state.base.is_some() && state.settled {
-                let mut volatile = state.uncommitted.ranges();
-                volatile.extend(state.committing.ranges());
-                volatile.push((0, 0));
-                records.extend(
-                    volatile
-                        .into_iter()
-                        .map(|(first, count)| RuntimeRecord::Present {
-                            ino: node.ino,
-                            first,
-                            count,
-                            size: state.size,
-                            modified_at: state.attributes.modified_at,
-                        }),
-                );
+                records.extend(runtime_records(node.ino, &state));
             }
             self.runtime.sum_up(&records);
         }
@@ -72,7 +61,8 @@ impl Store {
         self.catalog.begin_snapshot();
         for node in names.all_touched() {
             let state = node.lock();
-            self.catalog.sum_up(&[Record::Node(NodeRecord {
+            let durable = state.durable();
+            let mut records = vec![Record::Node(NodeRecord {
                 ino: node.ino,
                 kind: node.kind.clone(),
                 attributes: state.attributes,
@@ -80,14 +70,23 @@ impl Store {
                 base: state.base,
                 size: state.size_in_catalog,
                 cut: state.cut,
-                present: state.durable().ranges(),
-            })]);
+                present: durable.ranges(),
+            })];
+            let mut copied = state.perhaps_copied.clone();
+            copied.insert_all(&state.copied);
+            let ino = node.ino;
+            let copied = copied.common_with(&durable);
+            records.extend(in_records(&copied, |granules| Record::Copied {
+                ino,
+                granules,
+            }));
+            self.catalog.sum_up(&records);
         }
         self.catalog.sum_up(&names.snapshot());
         self.catalog.finish_snapshot()
     }
 
-    fn all_touched(&self) -> Vec<Arc<Node>> {
+    pub(super) fn all_touched(&self) -> Vec<Arc<Node>> {
         self.names().all_touched().cloned().collect()
     }
 
@@ -100,7 +99,10 @@ impl Store {
             }
         }
         let mut nodes = self.suspected(&self.suspects.all());
-        nodes.retain(|node| !node.lock().failed);
+        nodes.retain(|node| {
+            let state = node.lock();
+            !state.failed && !state.is_gone()
+        });
         self.make_durable(&nodes)?;
         self.complete_whole()?;
         self.sync_names()
@@ -127,10 +129,27 @@ impl Store {
     pub fn runtime_bytes(&self) -> u64 {
         self.runtime.size()
     }
+}
 
-    /// Bytes that the data files occupy.
-    pub fn cache_bytes(&self) -> u64 {
-        let blocks = self.disk.data_blocks().unwrap_or_default();
-        blocks * 512 + self.catalog.size()
-    }
+// What a successor must know of a node beside what the catalog says.
+fn runtime_records(ino: Ino, state: &NodeState) -> Vec<RuntimeRecord> {
+    let mut volatile = state.uncommitted.clone();
+    volatile.insert_all(&state.committing);
+    volatile.remove_all(&state.copied);
+    let mut written = volatile.ranges();
+    written.push((0, 0));
+    let written = written
+        .into_iter()
+        .map(|(first, count)| RuntimeRecord::Present {
+            ino,
+            first,
+            count,
+            size: state.size,
+            modified_at: state.attributes.modified_at.max(1),
+        });
+    let copied = state.copied.ranges().into_iter();
+    let copied = copied.map(|(first, count)| RuntimeRecord::Copied { ino, first, count });
+    let rewritten = state.rewritten.ranges().into_iter();
+    let rewritten = rewritten.map(|(first, count)| RuntimeRecord::Rewritten { ino, first, count });
+    written.chain(rewritten).chain(copied).collect()
 }

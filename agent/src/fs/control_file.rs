@@ -8,18 +8,23 @@ use fuser::{INodeNo, ReplyWrite};
 
 use super::mount_fs::{MountFs, errno};
 use crate::cache::node::Node;
+use crate::cache::store::Store;
 use crate::cache::{Ino, ROOT};
 
 const NAME: &str = "pg_control";
 
+/// The number of the file that has the control file's name now.
+pub fn control_file(store: &Store) -> Option<Ino> {
+    let names = store.names();
+    let data = names.lookup(ROOT, "data")?;
+    let global = names.lookup(data, "global")?;
+    names.lookup(global, NAME)
+}
+
 impl MountFs {
     /// Whether the number is the control file's, whichever file has its name now.
     pub(super) fn is_control_file(&self, ino: Ino) -> bool {
-        let names = self.store().names();
-        let global = names
-            .lookup(ROOT, "data")
-            .and_then(|data| names.lookup(data, "global"));
-        global.and_then(|global| names.lookup(global, NAME)) == Some(ino)
+        control_file(self.store()) == Some(ino)
     }
 
     /// Whether a name is the control file's.

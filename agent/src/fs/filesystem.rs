@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, Filesystem, FopenFlags, INodeNo,
@@ -20,6 +20,9 @@ use crate::cache::content::Outcome;
 use crate::cache::record::NodeKind;
 use crate::cache::store::{Place, RenameMode, now};
 use crate::sys;
+
+use super::statistics::Statistics;
+use super::transfer::is_full;
 
 use super::mount_fs::{
     Decision, GENERATION, MountFs, PASSTHROUGH_HANDLE, SEEK_DATA, SEEK_HOLE, TTL, WRITE_BYTES_MAX,
@@ -357,18 +360,40 @@ impl Filesystem for MountFs {
             Ok(node) => node,
             Err(error) => return reply.error(errno(error)),
         };
-        match self.store().read(&node, offset, size, None) {
-            Ok(Outcome::Done(bytes)) => reply.data(&bytes),
+        let transfer = &self.parts.transfer;
+        self.parts.hydrator.touch(&node);
+        let ahead = transfer.note_read(&node, offset, size);
+        match transfer.read_now(&node, offset, size) {
+            Ok(Outcome::Done(content)) => {
+                reply.data(&content);
+                Statistics::count(&self.parts.statistics.read_hits);
+                if let Some(ahead) = ahead {
+                    let transfer = transfer.clone();
+                    self.pool.try_run(move || transfer.run_ahead(&node, ahead));
+                }
+            }
             Ok(Outcome::Needs(_)) => {
                 self.complete_small(&node);
-                let transfer = self.parts.transfer.clone();
-                self.pool
-                    .run(move || match transfer.read(&node, offset, size) {
-                        Ok(bytes) => reply.data(&bytes),
-                        Err(error) => reply.error(errno(error)),
-                    });
+                let (transfer, began_at) = (transfer.clone(), Instant::now());
+                let statistics = self.parts.statistics.clone();
+                self.pool.run(move || {
+                    if let Some(ahead) = ahead {
+                        transfer.run_ahead(&node, ahead);
+                    }
+                    match transfer.read(&node, offset, size) {
+                        Ok(content) => reply.data(&content),
+                        Err(error) => {
+                            Statistics::count(&statistics.read_errors);
+                            reply.error(errno(error));
+                        }
+                    }
+                    statistics.read_misses.end(began_at);
+                });
             }
-            Err(error) => reply.error(errno(error)),
+            Err(error) => {
+                Statistics::count(&self.parts.statistics.read_errors);
+                reply.error(errno(error));
+            }
         }
     }
 
@@ -392,9 +417,12 @@ impl Filesystem for MountFs {
             return self.write_control(node, offset, data, reply);
         }
         let written = u32::try_from(data.len()).unwrap_or(0);
-        match self.store().write(&node, offset, data, None) {
+        self.parts.hydrator.touch(&node);
+        match self.store().write(&node, offset, data, &[]) {
             Ok(Outcome::Done(())) => reply.written(written),
-            Ok(Outcome::Needs(_)) => {
+            Err(error) if !is_full(&error) => reply.error(errno(error)),
+            // It waits for the backup, or for room.
+            Ok(Outcome::Needs(_)) | Err(_) => {
                 self.complete_small(&node);
                 let (transfer, data) = (self.parts.transfer.clone(), data.to_vec());
                 self.pool
@@ -403,7 +431,6 @@ impl Filesystem for MountFs {
                         Err(error) => reply.error(errno(error)),
                     });
             }
-            Err(error) => reply.error(errno(error)),
         }
     }
 
@@ -460,8 +487,11 @@ impl Filesystem for MountFs {
             return reply.ok();
         }
         let store = self.store().clone();
-        self.flushes
-            .run(move || Self::empty(reply, store.sync(&node)));
+        let (statistics, began_at) = (self.parts.statistics.clone(), Instant::now());
+        self.flushes.run(move || {
+            Self::empty(reply, store.sync(&node));
+            statistics.fsyncs.end(began_at);
+        });
     }
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -598,15 +628,15 @@ impl Filesystem for MountFs {
             Err(error) => return reply.error(errno(error)),
         };
         let mode = mode.cast_unsigned();
-        match self.store().allocate(&node, mode, offset, length, None) {
+        match self.store().allocate(&node, mode, offset, length, &[]) {
             Ok(Outcome::Done(())) => reply.ok(),
-            Ok(Outcome::Needs(_)) => {
+            Err(error) if !is_full(&error) => reply.error(errno(error)),
+            Ok(Outcome::Needs(_)) | Err(_) => {
                 let transfer = self.parts.transfer.clone();
                 self.pool.run(move || {
                     Self::empty(reply, transfer.allocate(&node, mode, offset, length))
                 });
             }
-            Err(error) => reply.error(errno(error)),
         }
     }
 

@@ -11,9 +11,13 @@ use fuser::{
     BackingId, Errno, FileHandle, FopenFlags, Generation, INodeNo, ReplyEmpty, ReplyEntry, Request,
 };
 
+use common::agent::hand::Hydrate;
+
 use super::attributes::file_attributes;
 use super::directory::{Listed, Listings};
+use super::hydrator::Hydrator;
 use super::pool::Pool;
+use super::statistics::Statistics;
 use super::transfer::Transfer;
 use crate::cache::Ino;
 use crate::cache::namespace::Owner;
@@ -47,6 +51,10 @@ pub struct MountFsParts {
     pub store: Arc<Store>,
     /// Between cache and backup.
     pub transfer: Arc<Transfer>,
+    /// What is counted.
+    pub statistics: Arc<Statistics>,
+    /// Copies in the background what is in use.
+    pub hydrator: Arc<Hydrator>,
     /// The FUSE device, for giving back backing files.
     pub device: OwnedFd,
     /// Who owns the files.
@@ -175,7 +183,7 @@ impl MountFs {
 
     // Fetches a small file whole, beside the request that showed that it is in use.
     pub(super) fn complete_small(&self, node: &Arc<Node>) {
-        if !self.is_small(node) {
+        if self.parts.hydrator.policy() == Hydrate::None || !self.is_small(node) {
             return;
         }
         let (node, transfer) = (node.clone(), self.parts.transfer.clone());

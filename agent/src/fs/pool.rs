@@ -18,11 +18,27 @@ impl fmt::Debug for Pool {
     }
 }
 
+/// Niceness of work that stands behind.
+const BEHIND: i32 = 10;
 const STACK_BYTES: usize = 256 * 1024;
 
 impl Pool {
     /// Starts the threads, which end when the pool is dropped.
     pub fn start(name: &str, thread_count: usize, queue_length: usize) -> io::Result<Self> {
+        Self::start_with(name, thread_count, queue_length, || {})
+    }
+
+    /// As [`Self::start`], for work that stands behind all other work.
+    pub fn start_behind(name: &str, thread_count: usize, queue_length: usize) -> io::Result<Self> {
+        Self::start_with(name, thread_count, queue_length, stand_behind)
+    }
+
+    fn start_with(
+        name: &str,
+        thread_count: usize,
+        queue_length: usize,
+        begin: fn(),
+    ) -> io::Result<Self> {
         let (jobs, receiver) = sync_channel::<Job>(queue_length);
         let receiver = Arc::new(Mutex::new(receiver));
         for number in 0..thread_count {
@@ -30,7 +46,10 @@ impl Pool {
             std::thread::Builder::new()
                 .name(format!("{name}-{number}"))
                 .stack_size(STACK_BYTES)
-                .spawn(move || work(&receiver))?;
+                .spawn(move || {
+                    begin();
+                    work(&receiver);
+                })?;
         }
         Ok(Self { jobs })
     }
@@ -48,6 +67,13 @@ impl Pool {
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_))
         )
     }
+}
+
+/// Lets the processor do this thread's work after others'.
+pub(crate) fn stand_behind() {
+    // On Linux a priority is a thread's. Without the right to it the work is done like any other.
+    let thread = rustix::thread::gettid();
+    rustix::process::setpriority_process(Some(thread), BEHIND).ok();
 }
 
 fn work(receiver: &Mutex<Receiver<Job>>) {

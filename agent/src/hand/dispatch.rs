@@ -108,7 +108,7 @@ impl Hand {
                 mount_root,
                 cache_root,
             } => session::list(&mount_root, &cache_root, self.mounts()).map(Response::Sessions),
-            Request::Attach { .. } => Err(Problem::new(
+            Request::Attach { .. } | Request::AttachDirectly { .. } => Err(Problem::new(
                 ErrorCode::Internal,
                 "an attach is answered by the connection itself",
                 "report this",

@@ -1,5 +1,6 @@
 //! The hand on a Unix socket, for services that may not start programs as root themselves.
 
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
@@ -80,8 +81,9 @@ pub async fn run(hand: Hand, listener: UnixListener, shutdown: CancellationToken
                 Ok((stream, _)) => {
                     let hand = hand.clone();
                     connections.spawn(async move {
+                        let socket = stream.as_fd().try_clone_to_owned().ok();
                         let (reader, writer) = stream.into_split();
-                        if let Err(error) = serve(hand, reader, writer).await {
+                        if let Err(error) = serve(hand, reader, writer, socket).await {
                             tracing::info!(%error, "connection ended");
                         }
                     });

@@ -1,8 +1,12 @@
 //! One connection: JSON lines until an attach turns it into the page channel, or the asker goes away.
 
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use common::agent::hand::{LINE_BYTES_MAX, Request, RequestFrame, Response, ResponseFrame};
+use common::agent::hand::{
+    LINE_BYTES_MAX, Request, RequestFrame, Response, ResponseFrame, SessionPlace,
+};
+use common::agent::passing;
 use common::problem::{ErrorCode, Problem};
 use tokio::io::{
     AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader,
@@ -14,8 +18,13 @@ use super::dispatch::{Hand, deadline};
 /// How long the relay goes on carrying one direction after the other has ended.
 const DRAIN_FOR: Duration = Duration::from_secs(5);
 
-/// Serves a connection to its end.
-pub async fn serve<R, W>(hand: Hand, reader: R, mut writer: W) -> std::io::Result<()>
+/// Serves a connection to its end; on one that is a Unix socket, `socket`, descriptors can be handed over.
+pub async fn serve<R, W>(
+    hand: Hand,
+    reader: R,
+    mut writer: W,
+    socket: Option<OwnedFd>,
+) -> std::io::Result<()>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -51,6 +60,26 @@ where
             .await?;
             continue;
         }
+        if let Request::AttachDirectly { place } = &request {
+            let connected = hand.mounts().connect_pages(place);
+            match (connected, &socket) {
+                (Ok(stream), Some(socket)) => {
+                    respond(&mut writer, id, Ok(Response::Done)).await?;
+                    // Whoever reads on would lose the descriptor: they say when they are ready.
+                    if reader.read_u8().await? == passing::READY {
+                        passing::send(socket, &stream)?;
+                    }
+                }
+                (Ok(_), None) => {
+                    let why = malformed("this connection is no Unix socket");
+                    respond(&mut writer, id, Err(why)).await?;
+                }
+                (Err(error), _) => {
+                    respond(&mut writer, id, Err(unreachable_worker(place, error))).await?;
+                }
+            }
+            continue;
+        }
         if let Request::Attach { place } = &request {
             let connected = hand.mounts().connect_pages(place).and_then(|stream| {
                 stream.set_nonblocking(true)?;
@@ -62,9 +91,7 @@ where
                     return relay(reader, writer, stream).await;
                 }
                 Err(error) => {
-                    let doing = format!("connect to the worker of session {}", place.session_id);
-                    let problem = super::failure(ErrorCode::MountFailed, doing, error);
-                    respond(&mut writer, id, Err(problem)).await?;
+                    respond(&mut writer, id, Err(unreachable_worker(place, error))).await?;
                     continue;
                 }
             }
@@ -74,6 +101,11 @@ where
         respond(&mut writer, id, result).await?;
     }
     Ok(())
+}
+
+fn unreachable_worker(place: &SessionPlace, error: std::io::Error) -> Problem {
+    let doing = format!("connect to the worker of session {}", place.session_id);
+    super::failure(ErrorCode::MountFailed, doing, error)
 }
 
 type Outcome = Result<Response, Problem>;

@@ -60,6 +60,7 @@ fn touch(request: &Request) -> Touch<'_> {
         | Request::MountStatus { .. }
         | Request::ListSessions { .. }
         | Request::Attach { .. }
+        | Request::AttachDirectly { .. }
         | Request::InstanceStatus { .. }
         | Request::Query { .. } => Touch::Nothing,
     }

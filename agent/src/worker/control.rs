@@ -4,17 +4,18 @@ use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use common::agent::hand::{MountStatus, VolumeFacts};
+use common::messages::CacheStatistics;
 use serde::{Deserialize, Serialize};
 
 use super::{WorkerSpec, log_end};
 use crate::base::Base;
 use crate::cache::store::Store;
-use crate::fs::Passthrough;
+use crate::fs::{Hydrator, Passthrough, Statistics, Transfer, control_file};
 
 /// First line of a page channel.
 pub(super) const PAGES: &str = "pages";
@@ -41,6 +42,9 @@ pub(super) struct Shared {
     pub(super) spec: WorkerSpec,
     pub(super) store: Arc<Store>,
     pub(super) base: Arc<Base>,
+    pub(super) transfer: Arc<Transfer>,
+    pub(super) hydrator: Arc<Hydrator>,
+    pub(super) statistics: Arc<Statistics>,
     pub(super) passthrough: Arc<Mutex<Passthrough>>,
 }
 
@@ -128,6 +132,10 @@ fn serve_control(shared: &Shared, stream: &UnixStream) -> io::Result<()> {
 
 fn status(shared: &Shared) -> io::Result<MountStatus> {
     let base = shared.base.status();
+    let waiting_for = match base.attached {
+        true => None,
+        false => shared.transfer.waiting_for(),
+    };
     let volume = rustix::fs::statvfs(shared.spec.place.cache_directory())?;
     let passthrough = shared
         .passthrough
@@ -149,12 +157,31 @@ fn status(shared: &Shared) -> io::Result<MountStatus> {
         worker_starts: shared.spec.starts,
         passthrough,
         base_attached: base.attached,
-        base_waiting_s: base.waiting_for.map(|waited| waited.as_secs()),
+        base_waiting_s: waiting_for.map(|waited| waited.as_secs()),
         cache_bytes: shared.store.cache_bytes(),
         cache_volume: VolumeFacts {
             total_bytes: volume.f_blocks.saturating_mul(volume.f_frsize),
             free_bytes: volume.f_bavail.saturating_mul(volume.f_frsize),
         },
         counters,
+        statistics: statistics(shared),
     })
+}
+
+fn statistics(shared: &Shared) -> CacheStatistics {
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let (counted, base) = (&shared.statistics, shared.base.status());
+    let read_miss = counted.read_misses.latency();
+    CacheStatistics {
+        hydrated_bytes: read(&shared.hydrator.copied_bytes),
+        given_back_bytes: read(&counted.given_back_bytes),
+        read_hits: read(&counted.read_hits),
+        read_misses: read_miss.count,
+        read_errors: read(&counted.read_errors),
+        base_reads: base.reads,
+        base_bytes: base.bytes_read,
+        read_miss,
+        fsync: counted.fsyncs.latency(),
+        ..shared.store.census(control_file(&shared.store))
+    }
 }

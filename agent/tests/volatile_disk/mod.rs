@@ -184,8 +184,12 @@ impl Disk for VolatileDisk {
         Ok(())
     }
 
-    fn data_blocks(&self) -> io::Result<u64> {
-        Ok(0)
+    fn data_blocks(&self, ino: Ino) -> io::Result<u64> {
+        let names = self.names.lock().unwrap();
+        let content = names.get(&DiskName::Data(ino));
+        Ok(content.map_or(0, |content| {
+            content.lock().unwrap().now().len() as u64 / 512
+        }))
     }
 
     fn volume(&self) -> io::Result<VolumeSpace> {

@@ -19,6 +19,7 @@ use super::hand::{
     HostFacts, InstanceOptions, InstanceStatus, LINE_BYTES_MAX, MountOptions, MountStatus,
     PROTOCOL_VERSION, Prepared, Request, RequestFrame, Response, ResponseFrame, SessionPlace,
 };
+use super::passing;
 use crate::problem::{ErrorCode, Problem};
 
 /// How long a connection and its greeting may take.
@@ -56,6 +57,8 @@ pub struct AgentConnection {
     target: String,
     reader: Reader,
     writer: Writer,
+    // The same connection once more, where descriptors can come over it.
+    passing: Option<UnixStream>,
     child: Option<Child>,
     next_id: u64,
     version: String,
@@ -76,11 +79,13 @@ impl AgentConnection {
     /// Connects and greets.
     pub async fn open(target: &TargetConnection) -> Result<Self, Problem> {
         let name = target.to_string();
-        let (reader, writer, child) = connect(target).await.map_err(|e| unreachable(&name, &e))?;
+        let connected = connect(target).await;
+        let (reader, writer, passing, child) = connected.map_err(|e| unreachable(&name, &e))?;
         let mut connection = Self {
             target: name,
             reader: BufReader::with_capacity(64 * 1024, reader),
             writer,
+            passing,
             child,
             next_id: 1,
             version: String::new(),
@@ -259,18 +264,42 @@ impl AgentConnection {
         }
     }
 
-    /// Turns the connection into the page channel of a mount's worker.
+    /// Turns the connection into the page channel of a mount's worker: its own socket where the agent can hand it over,
+    /// else through the agent.
     pub async fn attach(
         mut self,
         place: SessionPlace,
         deadline: Duration,
     ) -> Result<PageStream, Problem> {
+        let request = Request::AttachDirectly {
+            place: place.clone(),
+        };
+        // An agent that cannot says so, and the way through it remains.
+        if self.passing.is_some() && self.done(request, deadline).await.is_ok() {
+            let received = tokio::time::timeout(deadline, self.receive()).await;
+            let stream = received.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()));
+            let stream = stream.map_err(|error| unreachable(&self.target, &error))?;
+            return Ok(PageStream::Direct(stream));
+        }
         self.done(Request::Attach { place }, deadline).await?;
-        Ok(PageStream {
+        Ok(PageStream::Relayed {
             reader: self.reader,
             writer: self.writer,
             _child: self.child,
         })
+    }
+
+    async fn receive(&mut self) -> std::io::Result<UnixStream> {
+        self.writer.write_all(&[passing::READY]).await?;
+        self.writer.flush().await?;
+        let socket = self.passing.take();
+        let socket = socket.ok_or(std::io::ErrorKind::Unsupported)?;
+        let received = socket
+            .async_io(tokio::io::Interest::READABLE, || passing::receive(&socket))
+            .await?;
+        let stream = std::os::unix::net::UnixStream::from(received);
+        stream.set_nonblocking(true)?;
+        UnixStream::from_std(stream)
     }
 
     fn unexpected(&self, response: &Response) -> Problem {
@@ -287,16 +316,36 @@ impl AgentConnection {
     }
 }
 
-/// The bytes of a page channel; ends its `serve` process when dropped.
-pub struct PageStream {
-    reader: Reader,
-    writer: Writer,
-    _child: Option<Child>,
+/// The bytes of a page channel.
+pub enum PageStream {
+    /// To the worker.
+    Direct(UnixStream),
+    /// Through the agent, whose `serve` process ends when this is dropped.
+    Relayed {
+        /// From the worker.
+        reader: Reader,
+        /// To the worker.
+        writer: Writer,
+        /// The process between.
+        _child: Option<Child>,
+    },
 }
 
 impl std::fmt::Debug for PageStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("PageStream")
+        f.write_str(match self {
+            PageStream::Direct(_) => "PageStream(direct)",
+            PageStream::Relayed { .. } => "PageStream(relayed)",
+        })
+    }
+}
+
+impl PageStream {
+    fn writer(&mut self) -> Pin<&mut (dyn AsyncWrite + Send + Sync + Unpin)> {
+        match self {
+            PageStream::Direct(stream) => Pin::new(stream),
+            PageStream::Relayed { writer, .. } => Pin::new(writer),
+        }
     }
 }
 
@@ -306,7 +355,10 @@ impl AsyncRead for PageStream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.reader).poll_read(context, buffer)
+        match &mut *self {
+            PageStream::Direct(stream) => Pin::new(stream).poll_read(context, buffer),
+            PageStream::Relayed { reader, .. } => Pin::new(reader).poll_read(context, buffer),
+        }
     }
 }
 
@@ -316,48 +368,56 @@ impl AsyncWrite for PageStream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.writer).poll_write(context, bytes)
+        self.writer().poll_write(context, bytes)
     }
     fn poll_flush(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.writer).poll_flush(context)
+        self.writer().poll_flush(context)
     }
     fn poll_shutdown(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.writer).poll_shutdown(context)
+        self.writer().poll_shutdown(context)
     }
 }
 
 type Streams = (
     Box<dyn AsyncRead + Send + Sync + Unpin>,
     Writer,
+    Option<UnixStream>,
     Option<Child>,
 );
+
+// Connected to its socket, and the same once more for descriptors.
+fn streams(
+    stream: std::os::unix::net::UnixStream,
+    child: Option<Child>,
+) -> std::io::Result<Streams> {
+    stream.set_nonblocking(true)?;
+    let passing = UnixStream::from_std(stream.try_clone()?)?;
+    let (reader, writer) = UnixStream::from_std(stream)?.into_split();
+    Ok((Box::new(reader), Box::new(writer), Some(passing), child))
+}
 
 async fn connect(target: &TargetConnection) -> std::io::Result<Streams> {
     match target {
         TargetConnection::Local { program } => {
-            let mut child = Command::new(program)
+            let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+            let input = std::os::fd::OwnedFd::from(theirs.try_clone()?);
+            let child = Command::new(program)
                 .arg("serve")
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
+                .stdin(Stdio::from(input))
+                .stdout(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
                 .kill_on_drop(true)
                 .spawn()?;
-            match (child.stdout.take(), child.stdin.take()) {
-                (Some(reader), Some(writer)) => {
-                    Ok((Box::new(reader), Box::new(writer), Some(child)))
-                }
-                _ => Err(std::io::Error::other("the child has no pipes")),
-            }
+            streams(ours, Some(child))
         }
         TargetConnection::Socket { path } => {
             let stream = tokio::time::timeout(GREETING_FOR, UnixStream::connect(path)).await??;
-            let (reader, writer) = stream.into_split();
-            Ok((Box::new(reader), Box::new(writer), None))
+            streams(stream.into_std()?, None)
         }
     }
 }

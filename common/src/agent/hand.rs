@@ -7,9 +7,11 @@ mod recovery;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{OsUser, SessionId};
+use crate::messages::CacheStatistics;
 use crate::problem::Problem;
 
 pub use recovery::{
@@ -169,6 +171,12 @@ pub enum Request {
     },
     /// Make this connection the page channel of the mount's worker. Answered by [`Response::Done`], after which [`super::pages`] is spoken.
     Attach {
+        /// Where.
+        place: SessionPlace,
+    },
+    /// Hand over the connection to the mount's worker itself, so that nobody stands between: on a Unix socket only. Answered by
+    /// [`Response::Done`], after which the asker sends [`super::passing::READY`] and gets the descriptor.
+    AttachDirectly {
         /// Where.
         place: SessionPlace,
     },
@@ -372,10 +380,49 @@ pub struct MountOptions {
     pub small_file_bytes: u64,
     /// Whether passthrough may be used where the kernel offers it.
     pub passthrough: bool,
+    /// What is copied from the backup behind everybody's back.
+    #[serde(default)]
+    pub hydrate: Hydrate,
+    /// Most that is copied so, in bytes a second.
+    #[serde(default = "default_hydrate_bytes_per_s")]
+    pub hydrate_bytes_per_s: u64,
+    /// Most that the write cache may occupy while there are copies of the backup in it that can be given back, in bytes.
+    #[serde(default)]
+    pub cache_bytes_max: Option<u64>,
     /// Whether a worker that has died is replaced where the kernel can send its requests again (Linux 6.9); else the
     /// mount ends with its worker, so that nobody waits for an answer that never comes.
     #[serde(default = "MountOptions::replace_workers")]
     pub replace_workers: bool,
+}
+
+/// What is copied from the backup into the write cache beside what is read.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Hydrate {
+    /// Nothing.
+    None,
+    /// The rest of each file that was read or written, so that the kernel can serve it by itself.
+    #[default]
+    Touched,
+    /// Every file, those in use first: at the end the backup is not needed any more.
+    All,
+}
+
+fn default_hydrate_bytes_per_s() -> u64 {
+    128 * 1024 * 1024
 }
 
 impl MountOptions {
@@ -390,6 +437,9 @@ impl Default for MountOptions {
             base_wait_s: 900,
             small_file_bytes: 8 * 1024 * 1024,
             passthrough: true,
+            hydrate: Hydrate::default(),
+            hydrate_bytes_per_s: default_hydrate_bytes_per_s(),
+            cache_bytes_max: None,
             replace_workers: true,
         }
     }
@@ -416,6 +466,9 @@ pub struct MountStatus {
     pub cache_volume: VolumeFacts,
     /// Counters, by name: for metrics.
     pub counters: BTreeMap<String, u64>,
+    /// How the write cache is doing.
+    #[serde(default)]
+    pub statistics: CacheStatistics,
 }
 
 /// A session's directories as found on the target.

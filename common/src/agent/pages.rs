@@ -48,6 +48,44 @@ pub enum PageFrame {
     },
 }
 
+/// Bytes of a frame from its length to where its kind's own part begins: length, kind, number.
+pub const HEAD_BYTES: usize = 13;
+
+/// A [`PageFrame::Data`] whose bytes are read straight into their place in the frame.
+#[derive(Debug)]
+pub struct DataFrame {
+    frame: Vec<u8>,
+}
+
+impl DataFrame {
+    /// A frame with room for so many bytes.
+    pub fn with_room(length: u32) -> Self {
+        Self {
+            frame: vec![0; HEAD_BYTES + length as usize],
+        }
+    }
+
+    /// Where the bytes go.
+    pub fn room(&mut self) -> &mut [u8] {
+        self.frame.get_mut(HEAD_BYTES..).unwrap_or_default()
+    }
+
+    /// The whole frame, of the first `count` bytes.
+    pub fn finish(mut self, request: u64, count: usize) -> Vec<u8> {
+        self.frame.truncate(HEAD_BYTES + count);
+        let length = u32::try_from(self.frame.len() - 4).unwrap_or(u32::MAX);
+        let head = length
+            .to_le_bytes()
+            .into_iter()
+            .chain([3])
+            .chain(request.to_le_bytes());
+        for (place, byte) in self.frame.iter_mut().zip(head) {
+            *place = byte;
+        }
+        self.frame
+    }
+}
+
 /// A frame that is not one of the protocol's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("malformed frame on the page channel: {0}")]
@@ -99,6 +137,34 @@ impl PageFrame {
             *head = length.to_le_bytes();
         }
         frame
+    }
+
+    /// Puts a frame together from its head and what follows it; bytes are taken over, not copied.
+    pub fn from_parts(head: [u8; HEAD_BYTES], rest: Vec<u8>) -> Result<Self, MalformedFrame> {
+        let [_, _, _, _, kind, number @ ..] = head;
+        if kind == 3 {
+            let request = u64::from_le_bytes(number);
+            return Ok(PageFrame::Data {
+                request,
+                bytes: rest,
+            });
+        }
+        let mut frame = vec![kind];
+        frame.extend_from_slice(&number);
+        frame.extend_from_slice(&rest);
+        Self::decode(&frame)
+    }
+
+    /// How many bytes follow a head, if it is one.
+    pub fn rest_length(head: &[u8; HEAD_BYTES]) -> Result<usize, MalformedFrame> {
+        let [a, b, c, d, ..] = *head;
+        let length = u32::from_le_bytes([a, b, c, d]) as usize;
+        if length > FRAME_BYTES_MAX {
+            return Err(MalformedFrame(format!("a frame of {length} bytes")));
+        }
+        length
+            .checked_sub(HEAD_BYTES - 4)
+            .ok_or_else(|| MalformedFrame(format!("a frame of {length} bytes")))
     }
 
     /// Reads what follows the length.
@@ -178,7 +244,15 @@ mod tests {
             let bytes = frame.encode();
             let length = u32::from_le_bytes(*bytes.first_chunk::<4>().unwrap()) as usize;
             prop_assert_eq!(length, bytes.len() - 4);
-            prop_assert_eq!(PageFrame::decode(&bytes[4..]).unwrap(), frame);
+            prop_assert_eq!(PageFrame::decode(&bytes[4..]).unwrap(), frame.clone());
+            let (head, rest) = bytes.split_first_chunk().unwrap();
+            prop_assert_eq!(PageFrame::rest_length(head).unwrap(), rest.len());
+            prop_assert_eq!(PageFrame::from_parts(*head, rest.to_vec()).unwrap(), frame.clone());
+            if let PageFrame::Data { request, bytes: content } = frame {
+                let mut in_place = DataFrame::with_room(content.len() as u32 + 3);
+                in_place.room()[..content.len()].copy_from_slice(&content);
+                prop_assert_eq!(in_place.finish(request, content.len()), bytes);
+            }
         }
 
         #[test]

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::payload::payloads;
+use crate::agent::hand::Hydrate;
 use crate::ids::{BackupLabel, RepositoryName, SessionId, TargetName};
 use crate::problem::{ErrorCode, Problem};
 
@@ -53,6 +54,9 @@ pub struct Publish {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub port: Option<u16>,
+    /// What is copied from the backup into the write cache beside what is read; the target's default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hydrate: Option<Hydrate>,
     /// Why, for the session's history. At most 500 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 500))]
@@ -69,6 +73,9 @@ pub struct MountFiles {
     pub backup: Option<BackupLabel>,
     /// The target, by its name in the mount server's configuration.
     pub target: TargetName,
+    /// What is copied from the backup into the write cache beside what is read; the target's default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hydrate: Option<Hydrate>,
     /// Why, for the session's history. At most 500 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 500))]

@@ -11,7 +11,9 @@ use serde_json::Value;
 
 use super::SwitchoverMode;
 use super::payload::payloads;
-use super::{ContractError, Payload, PayloadDoc, SessionKind, SessionStatus, Step};
+use super::{
+    CacheStatistics, ContractError, Payload, PayloadDoc, SessionKind, SessionStatus, Step,
+};
 use crate::ids::{BackupLabel, CommandId, RepositoryName, ServerName, TargetName};
 use crate::problem::Problem;
 
@@ -78,6 +80,7 @@ payloads! {
         Failed = "io.pginstant.session.failed.v1",
         Warning = "io.pginstant.session.warning.v1",
         WarningCleared = "io.pginstant.session.warning_cleared.v1",
+        CacheStatistics = "io.pginstant.session.cache_statistics.v1",
         CommandRejected = "io.pginstant.command.rejected.v1",
     }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::event::WarningCode;
 use super::payload::payloads;
+use crate::agent::hand::Hydrate;
 use crate::ids::{BackupLabel, OsUser, RepositoryName, SessionId, TargetName};
 use crate::problem::Problem;
 
@@ -41,6 +42,9 @@ pub struct MountRequest {
     pub target: TargetName,
     /// The OS user that owns every file of the mount.
     pub os_user: OsUser,
+    /// What is copied from the backup beside what is read; the target's default when absent.
+    #[serde(default)]
+    pub hydrate: Option<Hydrate>,
 }
 
 /// recovery-svc asks mount-svc to unmount and to remove the write cache. Idempotent: what is gone is answered with `released`.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::SwitchoverMode;
 use super::event::{Lag, Mounted, Published, StepTiming, SwitchedOver, Waiting, Warning};
 use super::payload::payloads;
-use super::{SessionKind, SessionStatus, Step};
+use super::{CacheStatistics, SessionKind, SessionStatus, Step};
 use crate::ids::{BackupLabel, OsUser, RepositoryName, ServerName, SessionId, TargetName};
 use crate::problem::Problem;
 
@@ -173,6 +173,9 @@ pub struct SessionDetail {
     /// What it waits for.
     #[serde(default)]
     pub waiting: Option<Waiting>,
+    /// How its write cache is doing, while it is looked at.
+    #[serde(default)]
+    pub cache: Option<CacheStatistics>,
     /// Warnings that hold.
     pub warnings: Vec<Warning>,
     /// Why it was asked for.

@@ -162,6 +162,11 @@ pub fn apply(state: &SessionState, input: Input) -> Result<(SessionState, Vec<Ef
                 }
             }
         }
+        Input::Statistics(statistics) => {
+            if state.phase == Phase::Established {
+                emit(&mut effects, Severity::Info, *statistics);
+            }
+        }
         Input::Restarted => restart(&mut state, &mut effects),
     }
     Ok((state, effects))

@@ -3,7 +3,7 @@
 use crate::agent::hand::InstanceOptions;
 use crate::ids::{CommandId, SessionId};
 use crate::messages::{
-    Lag, MountReady, Published, Step, SwitchoverMode, SwitchoverOrder, WarningCode,
+    CacheStatistics, Lag, MountReady, Published, Step, SwitchoverMode, SwitchoverOrder, WarningCode,
 };
 use crate::problem::{ErrorCode, Problem};
 
@@ -162,6 +162,8 @@ pub enum Input {
         /// For people.
         text: Option<String>,
     },
+    /// How the write cache is doing.
+    Statistics(Box<CacheStatistics>),
     /// The service has restarted: no activity of the session lives any more.
     Restarted,
 }

@@ -24,6 +24,7 @@ pub(super) fn session_id() -> SessionId {
 
 pub(super) fn spec(kind: SessionKind) -> SessionSpec {
     SessionSpec {
+        hydrate: None,
         kind,
         repository: RepositoryName::new("main").unwrap(),
         backup: None,

@@ -204,6 +204,7 @@ mod tests {
                 mounted: None,
                 recovery: None,
                 waiting: None,
+                cache: None,
                 warnings: Vec::new(),
                 reason: None,
                 log: Vec::new(),

@@ -80,6 +80,7 @@ fn detail(status: SessionStatus, sequence: u64) -> SessionDetail {
         mounted: None,
         recovery: None,
         waiting: None,
+        cache: None,
         warnings: Vec::new(),
         reason: None,
         log: vec![SessionLogLine {

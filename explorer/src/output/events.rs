@@ -1,7 +1,6 @@
 //! One event as one line.
 
-use common::messages::SwitchoverMode;
-use common::messages::{Event, EventBody, RawEnvelope, Severity};
+use common::messages::{CacheStatistics, Event, EventBody, RawEnvelope, Severity, SwitchoverMode};
 use jiff::tz::TimeZone;
 
 use super::human::{self, NOTHING};
@@ -112,12 +111,39 @@ fn describe(body: &EventBody) -> String {
             let code = serde_json::to_value(cleared.code).unwrap_or_default();
             format!("no longer: {}", code.as_str().unwrap_or_default())
         }
+        EventBody::CacheStatistics(figures) => cache_line(figures),
         EventBody::CommandRejected(rejected) => format!(
             "rejected {}: {}",
             rejected.command_type.as_deref().unwrap_or("a command"),
             rejected.problem
         ),
     }
+}
+
+/// A write cache's figures in one line.
+pub(crate) fn cache_line(figures: &CacheStatistics) -> String {
+    let mut line = format!(
+        "{} in the write cache; files: {} complete, {} partly here, {} local",
+        human::size(figures.cache_bytes),
+        figures.files_complete,
+        figures.files_partial,
+        figures.files_local
+    );
+    if figures.hydration_total_bytes > 0 {
+        line += &format!(
+            "; {} of {} copied of those in use",
+            human::size(figures.hydration_done_bytes),
+            human::size(figures.hydration_total_bytes)
+        );
+    }
+    let reads = figures.read_hits + figures.read_misses;
+    if reads > 0 {
+        line += &format!("; {} of {reads} reads waited", figures.read_misses);
+    }
+    if figures.read_errors > 0 {
+        line += &format!("; {} reads failed", figures.read_errors);
+    }
+    line
 }
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 
 use common::bus::IncomingMessage;
 use common::messages::{
-    BackupList, BackupListed, ListedRestoreInterval, Mounted, Published, SessionKind,
-    SessionStatus, SessionSummary, Step, StepTiming, Waiting,
+    BackupList, BackupListed, CacheStatistics, ListedRestoreInterval, Mounted, Published,
+    SessionKind, SessionStatus, SessionSummary, Step, StepTiming, Waiting,
 };
 use common::problem::{ErrorCode, Problem};
 
@@ -16,6 +16,20 @@ pub(crate) fn problem() -> Problem {
         "PostgreSQL on db1 ended with status 1",
         "look at its log, then retry",
     )
+}
+
+pub(crate) fn cache() -> CacheStatistics {
+    CacheStatistics {
+        cache_bytes: 3 << 29,
+        files_complete: 3,
+        files_partial: 2,
+        files_local: 7,
+        hydration_done_bytes: 1 << 30,
+        hydration_total_bytes: 2 << 30,
+        read_hits: 95,
+        read_misses: 5,
+        ..CacheStatistics::default()
+    }
 }
 
 pub(crate) fn timings() -> Vec<StepTiming> {

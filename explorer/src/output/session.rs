@@ -255,6 +255,9 @@ pub(crate) fn detail(detail: &SessionDetail, zone: &TimeZone) -> String {
         (None, Some(problem)) => text += &line("why", &problem.to_string()),
         (None, None) => {}
     }
+    if let Some(figures) = &detail.cache {
+        text += &line("cache", &super::events::cache_line(figures));
+    }
     for warning in &detail.warnings {
         text += &line("warning", &warning.text);
     }
@@ -365,6 +368,7 @@ session 0190b5a8-7c3a-7def-8123-456789abcdef is waiting after 3.2 s
             mounted: None,
             recovery: None,
             waiting: Some(samples::waiting()),
+            cache: Some(samples::cache()),
             warnings: Vec::new(),
             reason: Some("check invoice 17".into()),
             log: vec![SessionLogLine {
@@ -391,6 +395,7 @@ session 0190b5a8-7c3a-7def-8123-556789abcdef
   why        PostgreSQL on db1 ended with status 1; look at its log, then retry [instance_failed]
   failed     attempt 2 at step start
   waits      until somebody asks for a retry
+  cache      1.5 GiB in the write cache; files: 3 complete, 2 partly here, 7 local; 1.0 GiB of 2.0 GiB copied of those in use; 5 of 100 reads waited
 log
   2026-11-21 04:00:01  accepted
 ";

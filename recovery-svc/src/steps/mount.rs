@@ -25,6 +25,7 @@ pub(super) async fn run(run: Run<'_>) -> Finished {
         backup: opened.or_else(|| spec.backup.clone()),
         target: spec.target.clone(),
         os_user: spec.place.os_user.clone(),
+        hydrate: spec.hydrate,
     };
     if let Err(error) = send(run.service, run.stored, request.into()).await {
         return Finished::Failed(error.into());

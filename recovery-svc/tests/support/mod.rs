@@ -333,6 +333,7 @@ impl Hand for ScriptedHands {
                     cache_bytes: 0,
                     cache_volume: SPACE,
                     counters: BTreeMap::new(),
+                    statistics: Default::default(),
                 }))
             }
             Request::ListSessions { .. } => Response::Sessions(target.leftovers.clone()),
@@ -461,6 +462,7 @@ impl Stage {
                 backup: None,
                 target: TargetName::new("local").unwrap(),
                 port: None,
+                hydrate: None,
                 reason: None,
             },
         );

@@ -75,6 +75,7 @@ impl Client {
                 backup: Some("no-matter".parse()?),
                 target: "here".parse()?,
                 port: None,
+                hydrate: None,
                 reason: None,
             }),
         };

@@ -23,6 +23,7 @@ async fn peer(listener: UnixListener, protocol: u32, moves: Vec<Move>) {
     while reader.read_line(&mut line).await.unwrap() > 0 {
         let frame: RequestFrame = serde_json::from_str(&line).unwrap();
         line.clear();
+        let directly = matches!(frame.request, Request::AttachDirectly { .. });
         let response = match frame.request {
             Request::Hello { .. } => Response::Hello {
                 protocol,
@@ -38,7 +39,10 @@ async fn peer(listener: UnixListener, protocol: u32, moves: Vec<Move>) {
         }
         let answer = ResponseFrame {
             id: frame.id,
-            result: Ok(response),
+            result: match directly {
+                true => Err(Problem::new(ErrorCode::NotPossibleNow, "not here", "no")),
+                false => Ok(response),
+            },
         };
         let answer = serde_json::to_string(&answer).unwrap() + "\n";
         writer.write_all(answer.as_bytes()).await.unwrap();
@@ -120,7 +124,7 @@ async fn an_agent_of_another_version_and_one_that_is_not_there_are_told_apart() 
 
 #[tokio::test]
 async fn after_an_attach_the_connection_carries_bytes() {
-    let (connection, _peers) = open(PROTOCOL_VERSION, vec![Move::Echo]).await;
+    let (connection, _peers) = open(PROTOCOL_VERSION, vec![Move::Answer, Move::Echo]).await;
     let mut stream = connection.unwrap().attach(place(), LONG).await.unwrap();
     stream.write_all(b"\x00frame\n").await.unwrap();
     stream.flush().await.unwrap();
