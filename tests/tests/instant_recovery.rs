@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::messages::{SessionStatus, Severity};
-use tests::ledger::Ledger;
 use tests::history::History;
+use tests::ledger::Ledger;
 use tests::leftovers;
 use tests::postgres::{as_postgres, give_to_postgres, run};
 use tests::recoverable::{DATABASE, World};
