@@ -98,3 +98,44 @@ fn a_cache_on_overlayfs_works_without_passthrough_and_the_reason_is_told() {
     fixture.unmount();
     drop(overlay);
 }
+
+/// Set for the process that runs a test's body in namespaces of its own.
+const INSIDE: &str = "PGINSTANT_TEST_INSIDE";
+
+#[test]
+fn an_agent_without_the_hosts_privileges_works_without_passthrough_and_the_reason_is_told() {
+    if std::env::var_os(INSIDE).is_none() {
+        let name = "an_agent_without_the_hosts_privileges_works_without_passthrough_and_the_reason_is_told";
+        let output = std::process::Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount", "--"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(INSIDE, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && said.contains("1 passed"),
+            "{said}"
+        );
+        return;
+    }
+    let mut fixture = Fixture::new("root", make_files);
+    fixture.serve();
+    let options = MountOptions::default();
+    let reason = fixture.mount(&options).unwrap().passthrough.unwrap_err();
+    assert!(reason.contains("CAP_SYS_ADMIN"), "{reason}");
+    let own = fixture.data().join("own");
+    fs::write(&own, b"before").unwrap();
+    File::open(&own).unwrap().sync_all().unwrap();
+    assert_eq!(
+        fs::read(fixture.data().join("small")).unwrap(),
+        vec![7; 20_000]
+    );
+    fixture.kill_worker();
+    assert_eq!(fs::read(&own).unwrap(), b"before");
+    fixture.unmount();
+    fixture.mount(&options).unwrap();
+    assert_eq!(fs::read(&own).unwrap(), b"before");
+    fixture.unmount();
+}

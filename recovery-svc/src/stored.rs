@@ -164,11 +164,11 @@ impl Clerk {
                     teller.schedule(transaction, &stored, due)?;
                 }
                 Effect::Emit(mut body, severity) => {
-                    if let EventBody::Waiting(waiting) = &mut body {
+                    if let EventBody::Waiting(waiting) = body.as_mut() {
                         waiting.next_attempt_at = stored.next_attempt_at;
                     }
-                    retries_exhausted |= matches!(body, EventBody::RetriesExhausted(_));
-                    teller.tell(transaction, &stored, body, severity)?;
+                    retries_exhausted |= matches!(*body, EventBody::RetriesExhausted(_));
+                    teller.tell(transaction, &stored, *body, severity)?;
                 }
                 Effect::Forget => activity = Some(Activity::End),
             }

@@ -67,8 +67,9 @@ pub(super) async fn keep_worker(spec: &SuperviseSpec, kept: &Kept) -> Result<(),
             cache = told.end() => {
                 // Whoever comes now must not take it for a mount that goes on.
                 std::fs::remove_file(spec.place.agent_socket()).ok();
-                unmount(&spec.place).map_err(io_problem("unmount".to_owned()))?;
+                // A worker makes everything durable as soon as its mount is gone.
                 if cache == CacheAfterwards::Kept {
+                    unmount(&spec.place).map_err(io_problem("unmount".to_owned()))?;
                     drop(input);
                     finish(&mut worker, told.discard()).await;
                 }

@@ -285,7 +285,7 @@ impl AgentConnection {
         Ok(PageStream::Relayed {
             reader: self.reader,
             writer: self.writer,
-            _child: self.child,
+            _child: Box::new(self.child),
         })
     }
 
@@ -327,7 +327,7 @@ pub enum PageStream {
         /// To the worker.
         writer: Writer,
         /// The process between.
-        _child: Option<Child>,
+        _child: Box<Option<Child>>,
     },
 }
 

@@ -173,7 +173,7 @@ pub fn apply(state: &SessionState, input: Input) -> Result<(SessionState, Vec<Ef
 }
 
 pub(super) fn emit(effects: &mut Vec<Effect>, severity: Severity, body: impl Into<EventBody>) {
-    effects.push(Effect::Emit(body.into(), severity));
+    effects.push(Effect::Emit(Box::new(body.into()), severity));
 }
 
 pub(super) fn first_step(kind: SessionKind) -> Step {

@@ -53,7 +53,7 @@ pub enum Effect {
         after_s: u32,
     },
     /// Tell everyone.
-    Emit(EventBody, Severity),
+    Emit(Box<EventBody>, Severity),
     /// The session has ended: no executor is needed any more.
     Forget,
 }
