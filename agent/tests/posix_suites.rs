@@ -297,7 +297,7 @@ fn what_pjdfstest_finds_right_on_the_disk_it_finds_right_on_the_mount() {
         }
     }
     println!(
-        "{passed} tests pass on the disk, {} exceptions",
+        "{passed} tests pass on the disk; exceptions: {}",
         EXCEPTIONS.len()
     );
     assert!(wrong.is_empty(), "{wrong:#?}\n{text}");

@@ -15,7 +15,7 @@ use crate::postgres::{
 use crate::system::{SystemOptions, TestSystem};
 
 /// `shared_buffers` of both sides on the disk, in MiB.
-const SHARED_BUFFERS_MIB: u64 = 256;
+pub(super) const SHARED_BUFFERS_MIB: u64 = 256;
 
 /// Everything that is measured lies in one directory.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use super::line::Ledger;
 use super::plan::LOADS;
 use super::server::{Native, Server};
-use super::stage::Stage;
+use super::stage::{SHARED_BUFFERS_MIB, Stage};
 use crate::system::TestSystem;
 
 /// What a warm instance does not get: the end of each file, so that none is complete.
@@ -19,14 +19,15 @@ pub(super) async fn measure(stage: &mut Stage, ledger: &mut Ledger) -> Result<()
     let scale = stage.sizes.load_scale;
     stage.source(scale)?;
     let label = Stage::label(scale, "directory");
-    let system = stage.system().await?;
     let native = stage.restore(&label)?;
     native.start()?;
-    for state in ["hydrated", "warm"] {
+    // Warm is without copies in the background, which would make it hydrated after a while.
+    for (state, policy) in [("hydrated", ""), ("warm", "hydrate = \"none\"")] {
         if LOADS
             .iter()
             .any(|(load, _)| ledger.wants(&name(load, state)))
         {
+            let system = stage.system_with(SHARED_BUFFERS_MIB, policy).await?;
             let published = stage.publish(&system, &label).await?;
             read_files(&published.data_directory, state)?;
             if state == "hydrated" {
@@ -37,6 +38,7 @@ pub(super) async fn measure(stage: &mut Stage, ledger: &mut Ledger) -> Result<()
             published.end().await?;
         }
     }
+    let system = stage.system().await?;
     for round in 1..=stage.sizes.rounds {
         for (load, arguments) in LOADS {
             if ledger.wants(&name(load, "first-minute")) {
