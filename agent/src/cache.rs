@@ -5,9 +5,11 @@
 //! then the map that says that the data is here.
 
 pub mod answered;
+pub mod barrier;
 pub mod catalog;
 pub mod content;
 pub mod disk;
+pub mod flush;
 pub mod namespace;
 pub mod node;
 pub mod presence;
@@ -16,6 +18,7 @@ pub mod runtime;
 pub mod store;
 pub mod tree;
 pub mod upkeep;
+pub mod writeback;
 
 /// Grain of the presence map, in bytes: a PostgreSQL page.
 pub const GRANULE_BYTES: u64 = 8192;

@@ -3,6 +3,7 @@
 //! What must stay true: nothing here waits for the backup on a thread that reads requests; that is the pool's work.
 
 mod attributes;
+mod control_file;
 mod directory;
 mod filesystem;
 mod mount_fs;

@@ -1,20 +1,24 @@
 //! The process that keeps a mount: holds the FUSE device, the INIT request and the runtime journal, keeps a
 //! worker running, and does nothing else, so that it has no reason to die.
 
+mod fence;
+mod keep;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::agent::hand::{MountOptions, MountStatus, SessionPlace};
+use common::agent::hand::{CacheAfterwards, MountOptions, MountStatus, SessionPlace};
 use common::problem::{ErrorCode, Problem};
 use rustix::fs::{FlockOperation, MemfdFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
-use crate::worker::{WorkerSpec, client};
+use crate::worker::client;
 
 /// What a supervisor is started with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,15 +30,15 @@ pub struct SuperviseSpec {
 }
 
 const START_LIMIT: Duration = Duration::from_secs(30);
-const STOP_LIMIT: Duration = Duration::from_secs(40);
+/// How long to wait for a supervisor's end; one that still makes its cache durable then goes on.
+const STOP_LIMIT: Duration = Duration::from_secs(80);
 const POLL_EVERY: Duration = Duration::from_millis(20);
 const INIT_BYTES_MAX: usize = 64 * 1024;
 const READ_AHEAD_KIB: u32 = 1024;
-/// How long a worker may take to make everything durable.
-const FINISH_LIMIT: Duration = Duration::from_secs(25);
-/// A worker that dies sooner than this after its start is restarted after a pause.
-const HEALTHY_AFTER: Duration = Duration::from_secs(1);
-const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Ends a mount whose cache is kept.
+const END_AND_KEEP: Signal = Signal::TERM;
+/// Ends a mount whose cache is removed next.
+const END_AND_DISCARD: Signal = Signal::USR2;
 
 fn problem(code: ErrorCode, message: String, remedy: &str) -> Problem {
     Problem::new(code, message, remedy)
@@ -157,8 +161,12 @@ fn said(log_path: &Path, from: u64) -> Problem {
     })
 }
 
-/// Ends the mount of a session: unmounted, supervisor and worker gone; the cache stays.
-pub fn stop(place: &SessionPlace) -> Result<(), Problem> {
+/// Ends the mount of a session: unmounted, supervisor and worker gone.
+pub fn stop(place: &SessionPlace, cache: CacheAfterwards) -> Result<(), Problem> {
+    let signal = match cache {
+        CacheAfterwards::Kept => END_AND_KEEP,
+        CacheAfterwards::Discarded => END_AND_DISCARD,
+    };
     let began_at = Instant::now();
     while is_supervised(place) {
         let pid = std::fs::read_to_string(lock_path(place))
@@ -166,13 +174,16 @@ pub fn stop(place: &SessionPlace) -> Result<(), Problem> {
             .and_then(|text| rustix::process::Pid::from_raw(text.trim().parse().ok()?));
         if let Some(pid) = pid {
             // Gone already is as good as ended.
-            rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
+            rustix::process::kill_process(pid, signal).ok();
         }
         if began_at.elapsed() > STOP_LIMIT {
             return Err(problem(
                 ErrorCode::TimedOut,
-                format!("the supervisor of {} does not end", place.session_id),
-                "end it by hand, then retry",
+                format!(
+                    "the supervisor of {} has not ended: it makes the write cache durable",
+                    place.session_id
+                ),
+                "retry when the volume of the write cache has caught up",
             ));
         }
         std::thread::sleep(POLL_EVERY);
@@ -200,13 +211,17 @@ pub fn run(spec: &SuperviseSpec) -> Result<(), Problem> {
     std::fs::write("/proc/self/oom_score_adj", "-1000").ok();
     // A mount that a dead supervisor left behind.
     unmount(&spec.place).map_err(io_problem("unmount what was left".to_owned()))?;
-    let mut kept = mount(spec)?;
-    raise_read_ahead(&spec.place.mount_point());
+    fence::wait(&spec.place)?;
+    let kept = mount(spec)?;
+    if let Some(device) = fence::device_of(&spec.place.mount_point()) {
+        raise_read_ahead(device);
+        fence::raise(&spec.place, device)?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(io_problem("start the runtime".to_owned()))?;
-    let result = runtime.block_on(keep_worker(spec, &mut kept));
+    let result = runtime.block_on(keep::keep_worker(spec, &kept));
     unmount(&spec.place).map_err(io_problem("unmount".to_owned()))?;
     std::fs::remove_file(spec.place.agent_socket()).ok();
     result
@@ -296,107 +311,11 @@ fn mount(spec: &SuperviseSpec) -> Result<Kept, Problem> {
 }
 
 // The kernel offers 128 KiB and the protocol can only lower it.
-fn raise_read_ahead(point: &Path) {
-    let raise = |device: u64| {
-        let path = format!(
-            "/sys/class/bdi/{}:{}/read_ahead_kb",
-            rustix::fs::major(device),
-            rustix::fs::minor(device)
-        );
-        std::fs::write(&path, READ_AHEAD_KIB.to_string())
-    };
-    // Not by stat: nobody answers yet.
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let wanted = point.to_string_lossy();
-    let device = table.lines().find_map(|line| {
-        let mut words = line.split(' ');
-        let device = words.nth(2)?;
-        (words.nth(1)? == wanted).then_some(device)?.split_once(':')
-    });
-    let Some((major, minor)) = device else {
-        return;
-    };
-    if let (Ok(major), Ok(minor)) = (major.parse(), minor.parse())
-        && let Err(error) = raise(rustix::fs::makedev(major, minor))
-    {
+fn raise_read_ahead((major, minor): (u32, u32)) {
+    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    if let Err(error) = std::fs::write(&path, READ_AHEAD_KIB.to_string()) {
         tracing::info!(%error, "read-ahead stays as the kernel has it");
     }
-}
-
-async fn keep_worker(spec: &SuperviseSpec, kept: &mut Kept) -> Result<(), Problem> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let signals = || -> io::Result<_> {
-        Ok((
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::interrupt())?,
-        ))
-    };
-    let (mut terminate, mut interrupt) =
-        signals().map_err(io_problem("listen to signals".to_owned()))?;
-    let mut starts = 0;
-    let mut pause = Duration::ZERO;
-    loop {
-        starts += 1;
-        let started_at = Instant::now();
-        let mut worker =
-            spawn_worker(spec, kept, starts).map_err(io_problem("start the worker".to_owned()))?;
-        // Taken out, for waiting would close it, and its end tells the worker to end.
-        let input = worker.stdin.take();
-        let ended = tokio::select! {
-            ended = worker.wait() => Some(ended),
-            _ = terminate.recv() => None,
-            _ = interrupt.recv() => None,
-        };
-        let Some(ended) = ended else {
-            // The end of its input tells it to make everything durable and to end.
-            drop(input);
-            if tokio::time::timeout(FINISH_LIMIT, worker.wait())
-                .await
-                .is_err()
-            {
-                tracing::error!("the worker does not finish and is killed");
-                worker.start_kill().ok();
-                worker.wait().await.ok();
-            }
-            return Ok(());
-        };
-        tracing::warn!(?ended, starts, "the worker ended");
-        if !is_mounted(&spec.place) {
-            return Ok(());
-        }
-        if started_at.elapsed() > HEALTHY_AFTER {
-            pause = Duration::ZERO;
-            continue;
-        }
-        pause = (pause * 2).clamp(Duration::from_millis(10), PAUSE_MAX);
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-        }
-    }
-}
-
-fn spawn_worker(
-    spec: &SuperviseSpec,
-    kept: &Kept,
-    starts: u32,
-) -> io::Result<tokio::process::Child> {
-    let worker = WorkerSpec {
-        place: spec.place.clone(),
-        options: spec.options.clone(),
-        device: kept.device.as_fd().as_raw_fd(),
-        runtime: kept.runtime.as_fd().as_raw_fd(),
-        init: kept.init.clone(),
-        starts,
-        supervisor_pid: std::process::id(),
-    };
-    tokio::process::Command::new(std::env::current_exe()?)
-        .args(["worker", "--spec", &serde_json::to_string(&worker)?])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
 }
 
 /// The subcommand `supervise`. Its last line on stderr is the problem in JSON, for whoever started it.

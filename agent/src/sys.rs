@@ -57,3 +57,59 @@ pub fn adopt_created_backing(reply: &fuser::ReplyCreate, backing_id: u32) -> fus
     // SAFETY: as in `adopt_backing`.
     unsafe { reply.wrap_backing(backing_id) }
 }
+
+/// Begins to write a range of a file to the disk, to its end where the length is 0, and waits for nothing.
+pub fn start_writeback(file: BorrowedFd<'_>, offset: u64, length: u64) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let (offset, length) = (
+        libc::off64_t::try_from(offset).map_err(io::Error::other)?,
+        libc::off64_t::try_from(length).map_err(io::Error::other)?,
+    );
+    let flags = libc::SYNC_FILE_RANGE_WRITE;
+    // SAFETY: takes numbers only; the descriptor is open for as long as it is borrowed.
+    match unsafe { libc::sync_file_range(file.as_raw_fd(), offset, length, flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// What a lease is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// Nobody has the file open for writing; granted only if that is so.
+    NoWriters,
+    /// None.
+    Released,
+}
+
+/// Takes or gives back a lease on a file that is open for reading.
+pub fn set_lease(file: BorrowedFd<'_>, lease: Lease) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let kind = match lease {
+        Lease::NoWriters => libc::F_RDLCK,
+        Lease::Released => libc::F_UNLCK,
+    };
+    // SAFETY: takes numbers only; the descriptor is open for as long as it is borrowed.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Keeps the allocator from holding on to memory that is free: few pools for all threads.
+pub fn limit_allocator_pools() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number before other threads allocate; an unknown parameter is refused.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
+
+/// Gives memory that is free back to the system.
+pub fn return_free_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: may be called at any time from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

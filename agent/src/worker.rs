@@ -3,11 +3,12 @@
 mod attach;
 pub mod client;
 mod control;
+mod probe;
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -19,6 +20,7 @@ use crate::cache::disk::RealDisk;
 use crate::cache::namespace::Owner;
 use crate::cache::store::{Store, StoreParts};
 use crate::cache::tree::Tree;
+use crate::cache::writeback::Writeback;
 use crate::fs::{MountFs, MountFsParts, Transfer};
 use crate::sys;
 
@@ -46,6 +48,7 @@ const SWEEP_EVERY: Duration = Duration::from_millis(500);
 /// Serves the mount until it is gone.
 pub fn run(spec: WorkerSpec) -> anyhow::Result<()> {
     die_on_panic();
+    sys::limit_allocator_pools();
     let device = sys::adopt_descriptor(spec.device).context("take over the FUSE device")?;
     let runtime = sys::adopt_descriptor(spec.runtime).context("take over the runtime journal")?;
     raise_descriptor_limit();
@@ -59,6 +62,7 @@ pub fn run(spec: WorkerSpec) -> anyhow::Result<()> {
         tree: Arc::new(tree),
     });
     let store = Arc::new(store.context("open the write cache")?);
+    sys::return_free_memory();
     let wait = Duration::from_secs(spec.options.base_wait_s.into());
     let base = Arc::new(Base::new(store.tree_hash(), wait));
     let passthrough = Arc::new(Mutex::new(Err("not negotiated".to_owned())));
@@ -73,6 +77,12 @@ pub fn run(spec: WorkerSpec) -> anyhow::Result<()> {
         store: store.clone(),
     })?;
     let session = attach::attach(filesystem, device.as_fd(), &spec.init)?;
+    {
+        let mut outcome = passthrough.lock().unwrap_or_else(PoisonError::into_inner);
+        if outcome.is_ok() {
+            *outcome = probe::probe(device.as_fd(), &cache);
+        }
+    }
     let shared = Arc::new(control::Shared {
         spec,
         store: store.clone(),
@@ -96,7 +106,9 @@ pub fn run(spec: WorkerSpec) -> anyhow::Result<()> {
         device = device.as_raw_fd(),
         "serving"
     );
+    let writeback = Writeback::start(store.clone())?;
     session.run().context("serve")?;
+    drop(writeback);
     store.sync_everything().context("make everything durable")
 }
 

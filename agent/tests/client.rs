@@ -11,7 +11,9 @@ use agent::hand::Hand;
 use agent::hand::listen::{self, Access};
 use agent::hand::mounts::{MountKeeper, NoMounts, TreeChunk};
 use common::agent::client::{AgentConnection, TargetConnection};
-use common::agent::hand::{MountOptions, MountStatus, Request, Response, SessionPlace};
+use common::agent::hand::{
+    CacheAfterwards, MountOptions, MountStatus, Request, Response, SessionPlace,
+};
 use common::ids::OsUser;
 use common::problem::{ErrorCode, Problem};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -60,8 +62,8 @@ impl MountKeeper for EchoingWorker {
     fn status(&self, place: &SessionPlace) -> Result<Option<MountStatus>, Problem> {
         NoMounts.status(place)
     }
-    fn stop(&self, place: &SessionPlace) -> Result<(), Problem> {
-        NoMounts.stop(place)
+    fn stop(&self, place: &SessionPlace, cache: CacheAfterwards) -> Result<(), Problem> {
+        NoMounts.stop(place, cache)
     }
     fn connect_pages(&self, place: &SessionPlace) -> std::io::Result<UnixStream> {
         std::fs::create_dir_all(place.session_directory())?;

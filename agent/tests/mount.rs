@@ -422,37 +422,6 @@ fn a_file_that_is_open_lives_on_without_a_name_over_a_workers_death() {
 }
 
 #[test]
-fn a_slow_backup_delays_neither_a_flush_nor_a_stat() {
-    let mut fixture = Fixture::new("root", make_files);
-    fixture.serve_with_delay(Duration::from_secs(2));
-    fixture.mount(&MountOptions::default()).unwrap();
-    let readers: Vec<_> = (4..9)
-        .map(|number| {
-            let path = fixture.data().join(format!("f{number}"));
-            std::thread::spawn(move || fs::read(path).unwrap())
-        })
-        .collect();
-    wait_for("reads are under way", Duration::from_secs(5), || {
-        fixture.status().base_attached
-    });
-    let began = Instant::now();
-    let mut file = File::create_new(fixture.data().join("wal")).unwrap();
-    for _ in 0..10 {
-        file.write_all(b"x").unwrap();
-        file.sync_all().unwrap();
-        fs::metadata(fixture.data().join("d/g4")).unwrap();
-    }
-    assert!(
-        began.elapsed() < Duration::from_millis(1500),
-        "{:?}",
-        began.elapsed()
-    );
-    for reader in readers {
-        reader.join().unwrap();
-    }
-}
-
-#[test]
 fn a_directory_can_be_emptied_while_it_is_listed() {
     let mut fixture = Fixture::new("root", |directory| {
         for number in 0..3000 {

@@ -9,265 +9,23 @@
     reason = "a test may panic, and its numbers are its own"
 )]
 
+mod volatile_disk;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use agent::cache::content::{Fetched, Need, Outcome};
-use agent::cache::disk::{Disk, DiskFile, DiskName, DiskStat, VolumeSpace};
 use agent::cache::namespace::Owner;
 use agent::cache::node::Node;
-use agent::cache::record::{Nanoseconds, NodeKind};
+use agent::cache::record::NodeKind;
 use agent::cache::store::{NewNode, Place, RenameMode, Store, StoreParts};
 use agent::cache::tree::Tree;
 use agent::cache::{Ino, ROOT};
 use common::agent::hand::{TreeEntry, TreeEntryKind};
-
-/// One effect on a file that is not durable yet.
-#[derive(Debug, Clone)]
-enum Effect {
-    Write(u64, Vec<u8>),
-    Size(u64),
-    Zero(u64, u64),
-}
-
-#[derive(Debug, Default, Clone)]
-struct Content {
-    durable: Vec<u8>,
-    pending: Vec<Effect>,
-}
-
-fn apply(bytes: &mut Vec<u8>, effect: &Effect) {
-    match effect {
-        Effect::Write(offset, written) => {
-            let (from, to) = (*offset as usize, *offset as usize + written.len());
-            if bytes.len() < to {
-                bytes.resize(to, 0);
-            }
-            bytes[from..to].copy_from_slice(written);
-        }
-        Effect::Size(size) => bytes.resize(*size as usize, 0),
-        Effect::Zero(offset, length) => {
-            let to = ((offset + length) as usize).min(bytes.len());
-            let from = (*offset as usize).min(to);
-            bytes[from..to].fill(0);
-        }
-    }
-}
-
-impl Content {
-    fn now(&self) -> Vec<u8> {
-        let mut bytes = self.durable.clone();
-        self.pending
-            .iter()
-            .for_each(|effect| apply(&mut bytes, effect));
-        bytes
-    }
-}
-
-/// A disk in memory whose power can be cut.
-#[derive(Debug, Default)]
-struct VolatileDisk {
-    names: Mutex<BTreeMap<DiskName, Arc<Mutex<Content>>>>,
-    durable_names: Mutex<BTreeMap<DiskName, Arc<Mutex<Content>>>>,
-}
-
-impl VolatileDisk {
-    /// The disk after a power cut: of what was not flushed any part may be there or not.
-    fn cut(&self, random: &mut Random) -> Self {
-        let after = Self::default();
-        let (names, durable) = (
-            self.names.lock().unwrap(),
-            self.durable_names.lock().unwrap(),
-        );
-        let all: std::collections::BTreeSet<_> = names.keys().chain(durable.keys()).collect();
-        for name in all {
-            // A name that changed since it was flushed is as it was or as it is.
-            let survives = if random.below(2) == 0 {
-                names.get(name)
-            } else {
-                durable.get(name)
-            };
-            if let Some(content) = survives {
-                let content = content.lock().unwrap();
-                let mut bytes = content.durable.clone();
-                for effect in &content.pending {
-                    match effect {
-                        Effect::Write(offset, written) if random.below(4) == 0 => {
-                            // Torn at a sector.
-                            let kept = random.below(written.len() as u64 + 1) as usize / 512 * 512;
-                            apply(
-                                &mut bytes,
-                                &Effect::Write(*offset, written[..kept].to_vec()),
-                            );
-                        }
-                        _ if random.below(2) == 0 => apply(&mut bytes, effect),
-                        _ => {}
-                    }
-                }
-                let content = Arc::new(Mutex::new(Content {
-                    durable: bytes,
-                    pending: Vec::new(),
-                }));
-                after.names.lock().unwrap().insert(*name, content.clone());
-                after.durable_names.lock().unwrap().insert(*name, content);
-            }
-        }
-        after
-    }
-
-    fn keep_names(&self, which: impl Fn(&DiskName) -> bool) {
-        let names = self.names.lock().unwrap();
-        let mut durable = self.durable_names.lock().unwrap();
-        durable.retain(|name, _| !which(name));
-        for (name, content) in names.iter().filter(|(name, _)| which(name)) {
-            durable.insert(*name, content.clone());
-        }
-    }
-}
-
-impl Disk for VolatileDisk {
-    fn open(&self, name: DiskName, create: bool) -> io::Result<Option<Arc<dyn DiskFile>>> {
-        let mut names = self.names.lock().unwrap();
-        if !create && !names.contains_key(&name) {
-            return Ok(None);
-        }
-        Ok(Some(Arc::new(VolatileFile(
-            names.entry(name).or_default().clone(),
-        ))))
-    }
-
-    fn remove(&self, name: DiskName) -> io::Result<()> {
-        self.names.lock().unwrap().remove(&name);
-        Ok(())
-    }
-
-    fn rename(&self, from: DiskName, to: DiskName) -> io::Result<()> {
-        let mut names = self.names.lock().unwrap();
-        let content = names.remove(&from).ok_or(io::ErrorKind::NotFound)?;
-        names.insert(to, content);
-        Ok(())
-    }
-
-    fn sync_data_names(&self) -> io::Result<()> {
-        self.keep_names(|name| matches!(name, DiskName::Data(_)));
-        Ok(())
-    }
-
-    fn sync_catalog_name(&self) -> io::Result<()> {
-        self.keep_names(|name| !matches!(name, DiskName::Data(_)));
-        Ok(())
-    }
-
-    fn sync_all(&self) -> io::Result<()> {
-        self.keep_names(|_| true);
-        for content in self.names.lock().unwrap().values() {
-            VolatileFile(content.clone()).sync_data()?;
-        }
-        Ok(())
-    }
-
-    fn data_blocks(&self) -> io::Result<u64> {
-        Ok(0)
-    }
-
-    fn volume(&self) -> io::Result<VolumeSpace> {
-        Ok(VolumeSpace {
-            total_bytes: 2,
-            free_bytes: 2,
-        })
-    }
-
-    fn data_files(&self) -> io::Result<Vec<Ino>> {
-        let names = self.names.lock().unwrap();
-        let number = |name: &DiskName| match name {
-            DiskName::Data(ino) => Some(*ino),
-            _ => None,
-        };
-        Ok(names.keys().filter_map(number).collect())
-    }
-}
-
-#[derive(Debug)]
-struct VolatileFile(Arc<Mutex<Content>>);
-
-impl DiskFile for VolatileFile {
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let bytes = self.0.lock().unwrap().now();
-        let rest = bytes.get(offset as usize..).unwrap_or_default();
-        let count = rest.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&rest[..count]);
-        Ok(count)
-    }
-
-    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.0
-            .lock()
-            .unwrap()
-            .pending
-            .push(Effect::Write(offset, bytes.to_vec()));
-        Ok(())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        let mut content = self.0.lock().unwrap();
-        content.durable = content.now();
-        content.pending.clear();
-        Ok(())
-    }
-
-    fn set_size(&self, size: u64) -> io::Result<()> {
-        self.0.lock().unwrap().pending.push(Effect::Size(size));
-        Ok(())
-    }
-
-    fn stat(&self) -> io::Result<DiskStat> {
-        Ok(DiskStat {
-            size: self.0.lock().unwrap().now().len() as u64,
-            blocks: 0,
-            modified_at: 0,
-            changed_at: 0,
-            accessed_at: 0,
-        })
-    }
-
-    fn allocate(&self, mode: u32, offset: u64, length: u64) -> io::Result<()> {
-        let size = self.stat()?.size;
-        let mut content = self.0.lock().unwrap();
-        if mode & (2 | 16) != 0 {
-            content.pending.push(Effect::Zero(offset, length));
-        }
-        if mode & 1 == 0 && offset + length > size {
-            content.pending.push(Effect::Size(offset + length));
-        }
-        Ok(())
-    }
-
-    fn set_times(&self, _accessed_at: Nanoseconds, _modified_at: Nanoseconds) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-}
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
-}
+use volatile_disk::{Effect, Random, VolatileDisk, apply};
 
 const BASE_SIZES: [usize; 4] = [20_000, 8_192, 50_001, 0];
 
@@ -571,10 +329,21 @@ impl World {
         }
     }
 
+    /// Worker and supervisor are killed, the machine goes on: what comes of it is what a power cut would leave, and
+    /// from then on a flush of what is seen promises it.
+    fn lose_supervisor(&mut self) {
+        self.runtime = tempfile::tempfile().unwrap();
+        self.reopen();
+    }
+
     /// The power is cut: what was flushed may not be lost, the rest is as it was at some time since.
     fn cut(&mut self) {
         self.disk = Arc::new(self.disk.cut(&mut self.random));
         self.runtime = tempfile::tempfile().unwrap();
+        self.reopen();
+    }
+
+    fn reopen(&mut self) {
         self.store = open_store(&self.disk, &self.runtime);
         let names: BTreeMap<String, Ino> = self.store.list(ROOT).into_iter().collect();
         assert!(
@@ -607,10 +376,10 @@ fn run(seed: u64) {
         for _ in 0..steps {
             world.step();
         }
-        if world.random.below(3) == 0 {
-            world.kill();
-        } else {
-            world.cut();
+        match world.random.below(4) {
+            0 => world.kill(),
+            1 => world.lose_supervisor(),
+            _ => world.cut(),
         }
     }
 }
@@ -627,4 +396,15 @@ fn an_acknowledged_flush_survives_power_cuts_and_an_acknowledged_write_survives_
             std::panic::resume_unwind(panic);
         }
     }
+}
+
+#[test]
+fn a_new_cache_is_opened_without_a_flush_of_its_volume_and_a_used_one_with_it() {
+    let disk = Arc::new(VolatileDisk::default());
+    let opened = |disk: &Arc<VolatileDisk>| {
+        drop(open_store(disk, &tempfile::tempfile().unwrap()));
+        disk.whole_flushes.load(Ordering::Relaxed)
+    };
+    assert_eq!(opened(&disk), 0);
+    assert_eq!(opened(&disk), 1);
 }

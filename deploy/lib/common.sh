@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What ./quickstart, ./test and tests/compose/run share: messages, Debian packages, free ports, processes by pid file.
+# What ./quickstart, ./test, ./bench and tests/compose/run share: messages, Debian packages, free ports, processes by pid file.
 # Sourced, never run.
 
 say() { printf '%s\n' "$*"; }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::agent::hand::CacheAfterwards;
 use common::messages::{
     Internal, MountFailed, MountLost, MountReady, MountReleased, MountWarning, WarningCode,
 };
@@ -176,13 +177,12 @@ async fn open_backup(
 async fn undo_make(store: &Store, record: &MountRecord) -> Result<(), Problem> {
     let target = store.config.target(&record.request.target)?;
     let mut maker = Maker::connect(target, place(target, record.session_id())).await?;
-    maker.unmount().await?;
     // A cache that was ever served holds changes: it waits for the retry.
     if record.ever_ready {
-        Ok(())
-    } else {
-        maker.remove().await
+        return maker.unmount(CacheAfterwards::Kept).await;
     }
+    maker.unmount(CacheAfterwards::Discarded).await?;
+    maker.remove().await
 }
 
 /// Serves pages and watches the mount until something changes.
@@ -361,6 +361,6 @@ async fn release(store: &Store, record: &MountRecord, epoch: u64) -> Next {
 async fn try_release(store: &Store, record: &MountRecord) -> Result<(), Problem> {
     let target = store.config.target(&record.request.target)?;
     let mut maker = Maker::connect(target, place(target, record.session_id())).await?;
-    maker.unmount().await?;
+    maker.unmount(CacheAfterwards::Discarded).await?;
     maker.remove().await
 }

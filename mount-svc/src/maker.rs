@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use common::agent::client::{AgentConnection, PageStream};
 use common::agent::hand::{
-    MountOptions, MountStatus, Request, Response, SessionPlace, TREE_CHUNK_ENTRIES_MAX, TreeEntry,
-    TreeFinish,
+    CacheAfterwards, MountOptions, MountStatus, Request, Response, SessionPlace,
+    TREE_CHUNK_ENTRIES_MAX, TreeEntry, TreeFinish,
 };
 use common::config::TargetConfig;
 use common::problem::{ErrorCode, Problem};
@@ -113,11 +113,12 @@ impl Maker {
             .await
     }
 
-    /// Unmounts; the write cache stays.
-    pub async fn unmount(&mut self) -> Result<(), Problem> {
+    /// Unmounts.
+    pub async fn unmount(&mut self, cache: CacheAfterwards) -> Result<(), Problem> {
         self.done(
             Request::Unmount {
                 place: self.place.clone(),
+                cache,
             },
             LONG,
         )

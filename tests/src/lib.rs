@@ -1,6 +1,7 @@
 //! What the whole-system tests share: real brokers, servers, processes and mounts that go away with the test; and the files that
 //! are generated from the code.
 
+pub mod bench;
 pub mod broker;
 pub mod generated;
 pub mod history;

@@ -8,13 +8,13 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Where this build's programs are: beside the test's own `deps` directory.
+/// Where this build's programs are: beside the caller's own, or beside the `deps` directory that tests lie in.
 pub fn program(name: &str) -> anyhow::Result<PathBuf> {
-    let own = std::env::current_exe().context("find the test's own program")?;
-    let directory = own
-        .parent()
-        .and_then(Path::parent)
-        .context("find the target directory")?;
+    let own = std::env::current_exe().context("find the caller's own program")?;
+    let mut directory = own.parent().context("find the programs' directory")?;
+    if directory.ends_with("deps") {
+        directory = directory.parent().context("find the target directory")?;
+    }
     let path = directory.join(name);
     ensure!(
         path.exists(),

@@ -32,6 +32,9 @@ pub struct SystemOptions {
     pub target_lines: String,
     /// More sections of recovery-svc's configuration.
     pub recovery_lines: String,
+    /// How the path of the system's own directory begins. Not below /tmp, which may be a tmpfs: the write cache belongs on
+    /// a disk. Not much longer: the path of a session's socket has a limit.
+    pub directory_prefix: PathBuf,
 }
 
 impl Default for SystemOptions {
@@ -40,6 +43,7 @@ impl Default for SystemOptions {
             retry_ttl_ms: 700,
             target_lines: String::new(),
             recovery_lines: FAST.to_owned(),
+            directory_prefix: PathBuf::from("/var/tmp/pginstant-system-"),
         }
     }
 }
@@ -65,10 +69,13 @@ impl TestSystem {
     /// The same with options.
     pub async fn start_with(repository: &Path, options: SystemOptions) -> anyhow::Result<Self> {
         let broker = TestBroker::start(broker::test_topology(options.retry_ttl_ms)).await?;
-        // Not below /tmp, which may be a tmpfs: the write cache belongs on a disk.
-        let directory = tempfile::Builder::new()
-            .prefix("pginstant-system-")
-            .tempdir_in("/var/tmp")?;
+        let (Some(parent), Some(prefix)) = (
+            options.directory_prefix.parent(),
+            options.directory_prefix.file_name(),
+        ) else {
+            anyhow::bail!("{} begins no path", options.directory_prefix.display());
+        };
+        let directory = tempfile::Builder::new().prefix(prefix).tempdir_in(parent)?;
         // PostgreSQL's user must get through to its own directories.
         std::fs::set_permissions(
             directory.path(),

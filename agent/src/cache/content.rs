@@ -49,8 +49,6 @@ pub enum Outcome<T> {
     Needs(Need),
 }
 
-/// Most ranges of granules in one record.
-const RANGES_MAX: usize = 50_000;
 const SEEK_DATA: i32 = 3;
 /// Longest copy in one request, so that other requests do not wait.
 const COPY_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -256,7 +254,7 @@ impl Store {
             let file = self.data_file(node, &mut state)?;
             let size = file.stat()?.size;
             write_or_leave(file.as_ref(), bytes, offset, size)?;
-            state.dirty = true;
+            self.mark_dirty(node.ino, &mut state);
             return Ok(Outcome::Done(()));
         }
         let mut image = Cow::Borrowed(bytes);
@@ -290,7 +288,7 @@ impl Store {
         state.size = state.size.max(end);
         state.attributes.modified_at = now();
         state.attributes.changed_at = state.attributes.modified_at;
-        state.dirty = true;
+        self.mark_dirty(node.ino, &mut state);
         let granules = offset / GRANULE_BYTES..end.div_ceil(GRANULE_BYTES);
         let modified_at = state.attributes.modified_at;
         self.note_present(node.ino, &mut state, granules, modified_at)?;
@@ -324,7 +322,7 @@ impl Store {
         if state.base.is_none() {
             let file = self.data_file(node, &mut state)?;
             file.set_size(size)?;
-            state.dirty = true;
+            self.mark_dirty(node.ino, &mut state);
             return Ok(());
         }
         let file = self.data_file(node, &mut state)?;
@@ -342,7 +340,7 @@ impl Store {
         self.catalog.sync(position)?;
         state.resize(size);
         state.position = position;
-        state.dirty = true;
+        self.mark_dirty(node.ino, &mut state);
         state.attributes.modified_at = now();
         state.attributes.changed_at = state.attributes.modified_at;
         file.set_size(size)?;
@@ -379,7 +377,7 @@ impl Store {
         if state.base.is_none() {
             let file = self.data_file(node, &mut state)?;
             file.allocate(mode, offset, length)?;
-            state.dirty = true;
+            self.mark_dirty(node.ino, &mut state);
             return Ok(Outcome::Done(()));
         }
         let clears = mode & (PUNCH_HOLE | ZERO_RANGE) != 0;
@@ -407,7 +405,7 @@ impl Store {
             state.size = end;
             file.set_size(end)?;
         }
-        state.dirty = true;
+        self.mark_dirty(node.ino, &mut state);
         state.attributes.modified_at = now();
         state.attributes.changed_at = state.attributes.modified_at;
         let modified_at = state.attributes.modified_at;
@@ -463,107 +461,16 @@ impl Store {
         let both = source.descriptor().zip(target.descriptor());
         let (source, target) = both.ok_or_else(|| error(Errno::OPNOTSUPP))?;
         let length = usize::try_from(length.min(COPY_BYTES_MAX)).map_err(io::Error::other)?;
-        to.lock().dirty = true;
-        Ok(rustix::fs::copy_file_range(
+        let copied = rustix::fs::copy_file_range(
             source,
             Some(&mut from_offset),
             target,
             Some(&mut to_offset),
             length,
-        )?)
-    }
-
-    /// Whether a flush of the file would find nothing to do.
-    pub fn is_clean(&self, node: &Node) -> bool {
-        let Ok(_flush) = node.try_lock_flush() else {
-            return false;
-        };
-        let state = node.lock();
-        let served_by_kernel = state.opens.passthrough > 0 && state.base.is_none();
-        !state.dirty && !state.failed && !served_by_kernel && self.catalog.is_synced(state.position)
-    }
-
-    /// Makes a file durable: data, then the map, then nothing is left to do.
-    pub fn sync(&self, node: &Node) -> io::Result<()> {
-        let _flush = node.lock_flush();
-        let position = self.flush(node)?;
-        self.catalog.sync(position)
-    }
-
-    // Flushes data and appends to the catalog; returns the position that makes it durable.
-    fn flush(&self, node: &Node) -> io::Result<u64> {
-        let mut state = node.lock();
-        if state.failed {
-            return Err(error(Errno::IO));
-        }
-        let served_by_kernel = state.opens.passthrough > 0 && state.base.is_none();
-        if !state.dirty && !served_by_kernel {
-            return Ok(state.position);
-        }
-        let file = self.data_file(node, &mut state)?;
-        state.committing = std::mem::take(&mut state.uncommitted);
-        let (size, unnamed, cut) = (state.size, state.unnamed, state.cut);
-        let modified_at = state.attributes.modified_at;
-        state.dirty = false;
-        drop(state);
-        let mut result = file.sync_data();
-        if result.is_ok() && unnamed {
-            result = self.disk.sync_data_names();
-        }
-        let mut state = node.lock();
-        if let Err(failure) = result {
-            // The kernel may have dropped what it could not write: nothing can be promised any more.
-            state.failed = true;
-            self.runtime
-                .append(&RuntimeRecord::Failed { ino: node.ino })?;
-            return Err(failure);
-        }
-        if unnamed {
-            state.unnamed = false;
-        }
-        if state.base.is_some() {
-            let size = size.min(state.size);
-            let committed = self.append_commit(node.ino, size, modified_at, &state);
-            let committing = std::mem::take(&mut state.committing);
-            match committed {
-                Ok(position) => {
-                    state.position = position;
-                    state.size_in_catalog = size;
-                }
-                Err(failure) => {
-                    for (first, count) in committing.ranges() {
-                        state.uncommitted.insert_range(first..first + count);
-                    }
-                    state.dirty = true;
-                    return Err(failure);
-                }
-            }
-            if state.cut == cut {
-                state.cut = None;
-            }
-        }
-        Ok(state.position)
-    }
-
-    fn append_commit(
-        &self,
-        ino: Ino,
-        size: u64,
-        modified_at: i64,
-        state: &NodeState,
-    ) -> io::Result<u64> {
-        let ranges = state.committing.ranges();
-        let record = |present: &[(u64, u64)]| Record::Commit {
-            ino,
-            size,
-            modified_at,
-            present: present.to_vec(),
-        };
-        if ranges.is_empty() {
-            return self.append(&[record(&[])]);
-        }
-        let records: Vec<Record> = ranges.chunks(RANGES_MAX).map(record).collect();
-        self.append(&records)
+        );
+        // Behind it: a flush that began before has not seen it.
+        self.mark_dirty(to.ino, &mut to.lock());
+        Ok(copied?)
     }
 
     /// Notes a file of which everything is here: the next sweep makes it complete.
@@ -598,7 +505,9 @@ impl Store {
         {
             let mut state = node.lock();
             // What was only copied from the backup counts too now.
-            state.dirty |= state.is_whole();
+            if state.is_whole() {
+                self.mark_dirty(node.ino, &mut state);
+            }
         }
         self.flush(node)?;
         let mut state = node.lock();
@@ -636,7 +545,7 @@ impl Store {
                 opens.passthrough += 1;
                 opens.backing = backing;
                 state.was_passthrough = true;
-                state.dirty = true;
+                self.mark_dirty(node.ino, state);
             }
             None => opens.cached += 1,
         }
@@ -654,6 +563,8 @@ impl Store {
         let mut opens = state.opens;
         let mut backing = None;
         if passthrough {
+            // The kernel may have written since the last flush.
+            self.mark_dirty(node.ino, &mut state);
             opens.passthrough = opens.passthrough.saturating_sub(1);
             if opens.passthrough == 0 {
                 backing = opens.backing.take();

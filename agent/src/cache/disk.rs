@@ -89,6 +89,8 @@ pub trait DiskFile: Debug + Send + Sync {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Makes the content durable.
     fn sync_data(&self) -> io::Result<()>;
+    /// Begins to write a range to the disk, to the end where the length is 0; promises nothing.
+    fn start_writeback(&self, offset: u64, length: u64) -> io::Result<()>;
     /// Cuts or lengthens.
     fn set_size(&self, size: u64) -> io::Result<()>;
     /// Attributes.
@@ -219,6 +221,10 @@ impl DiskFile for RealFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.0.sync_data()
+    }
+
+    fn start_writeback(&self, offset: u64, length: u64) -> io::Result<()> {
+        crate::sys::start_writeback(self.0.as_fd(), offset, length)
     }
 
     fn set_size(&self, size: u64) -> io::Result<()> {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::disk::DiskFile;
 use super::presence::Presence;
-use super::record::{Attributes, BasePart, NodeKind};
+use super::record::{Attributes, BasePart, Nanoseconds, NodeKind};
 use super::{GRANULE_BYTES, Ino};
 
 /// Somebody else holds it.
@@ -46,6 +46,10 @@ pub struct NodeState {
     pub committing: Presence,
     /// Whether the data file may hold what is not durable.
     pub dirty: bool,
+    /// Last change of a data file that is the whole truth, as of its last flush; `None` where the clock is too coarse to tell.
+    pub flushed_as_of: Option<Nanoseconds>,
+    /// Whether PostgreSQL throws it away at its next start, so that nothing needs it to be durable.
+    pub temporary: bool,
     /// A flush failed: content is not trusted to become durable any more.
     pub failed: bool,
     /// Whether the data file's name may not be durable yet.
@@ -97,6 +101,8 @@ impl Node {
                 uncommitted: Presence::default(),
                 committing: Presence::default(),
                 dirty: false,
+                flushed_as_of: None,
+                temporary: false,
                 failed: false,
                 unnamed: false,
                 settled: false,
@@ -185,6 +191,11 @@ impl NodeState {
         self.present.clear();
         self.uncommitted.clear();
         self.committing.clear();
+    }
+
+    /// Whether the kernel writes to the data file without being seen.
+    pub fn is_served_by_kernel(&self) -> bool {
+        self.opens.passthrough > 0 && self.base.is_none()
     }
 
     /// Whether the whole of the backup's part is here.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::Ino;
+use super::barrier::{Suspects, is_temporary_name};
 use super::catalog::Catalog;
 use super::disk::{Disk, DiskName};
 use super::namespace::{Namespace, Owner, attributes_in_tree};
@@ -97,6 +98,7 @@ pub struct Store {
     reapable: Mutex<Vec<(Ino, u64)>>,
     // Nodes of which everything is here but of which the catalog does not say so yet.
     pub(crate) whole: Mutex<Vec<Arc<Node>>>,
+    pub(crate) suspects: Suspects,
 }
 
 /// What a cache is opened from.
@@ -134,16 +136,20 @@ impl Store {
             names: Mutex::new(names),
             reapable: Mutex::default(),
             whole: Mutex::default(),
+            suspects: Suspects::default(),
         };
         if is_takeover {
             for node in store.names().all_touched() {
                 let mut state = node.lock();
                 // What the predecessor did not flush is still to be flushed.
-                state.dirty = true;
+                store.mark_dirty(node.ino, &mut state);
                 state.unnamed = true;
             }
         } else {
-            store.disk.sync_all()?;
+            // What a predecessor wrote may not be on the disk, and nobody remembers which files those are.
+            if !records.is_empty() {
+                store.disk.sync_all()?;
+            }
             store.append(&[Record::Mounted])?;
             store
                 .runtime
@@ -349,6 +355,7 @@ impl Store {
             let mut state = node.lock();
             state.unnamed = true;
             state.settled = true;
+            state.temporary = is_temporary_name(new.name);
         }
         self.facts_of(&names, ino)
     }
@@ -456,6 +463,13 @@ impl Store {
             unique,
         };
         self.log_and_apply(&mut names, record)?;
+        if let Some(node) = names.touched(moved) {
+            let mut state = node.lock();
+            if state.temporary && !is_temporary_name(to.name) {
+                state.temporary = false;
+                self.suspects.add(moved);
+            }
+        }
         self.collect(&mut names);
         Ok(())
     }

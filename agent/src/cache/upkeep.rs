@@ -94,15 +94,14 @@ impl Store {
     /// Makes everything durable that is in the cache, also what was only copied: before the mount goes.
     pub fn sync_everything(&self) -> io::Result<()> {
         for node in self.all_touched() {
-            {
-                let mut state = node.lock();
-                state.dirty |= !state.uncommitted.is_empty();
-                if state.failed {
-                    continue;
-                }
+            let mut state = node.lock();
+            if !state.uncommitted.is_empty() {
+                self.mark_dirty(node.ino, &mut state);
             }
-            self.sync(&node)?;
         }
+        let mut nodes = self.suspected(&self.suspects.all());
+        nodes.retain(|node| !node.lock().failed);
+        self.make_durable(&nodes)?;
         self.complete_whole()?;
         self.sync_names()
     }

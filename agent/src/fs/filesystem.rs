@@ -51,7 +51,6 @@ impl Filesystem for MountFs {
             config.set_max_stack_depth(1).ok();
             Ok(())
         };
-        self.passthrough = outcome.is_ok();
         let mut told = self
             .parts
             .passthrough_outcome
@@ -180,7 +179,8 @@ impl Filesystem for MountFs {
         reply: ReplyEntry,
     ) {
         let make = || {
-            let target = text(target.as_os_str())?.to_owned();
+            // A path: it may be longer than a name.
+            let target = target.to_str().ok_or(Errno::EILSEQ)?.to_owned();
             self.make(req, (parent, link_name), 0o777, NodeKind::Symlink(target))
         };
         Self::entry(reply, make());
@@ -237,22 +237,29 @@ impl Filesystem for MountFs {
             RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
             _ => return reply.error(Errno::EINVAL),
         };
-        let rename = || {
+        let (name, newname) = match (text(name), text(newname)) {
+            (Ok(name), Ok(newname)) => (name.to_owned(), newname.to_owned()),
+            (Err(error), _) | (_, Err(error)) => return reply.error(error),
+        };
+        let (store, unique) = (self.store().clone(), unique(req));
+        let is_control = self.is_control_name(newparent, &newname);
+        let rename = move || {
+            if is_control {
+                store.barrier()?;
+            }
             let from = Place {
                 parent: parent.0,
-                name: text(name)?,
+                name: &name,
             };
             let to = Place {
                 parent: newparent.0,
-                name: text(newname)?,
+                name: &newname,
             };
-            self.store()
-                .rename(from, to, mode, unique(req))
-                .map_err(errno)
+            store.rename(from, to, mode, unique)
         };
-        match rename() {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(error),
+        match is_control {
+            true => self.flushes.run(move || Self::empty(reply, rename())),
+            false => Self::empty(reply, rename()),
         }
     }
 
@@ -381,6 +388,9 @@ impl Filesystem for MountFs {
             Ok(node) => node,
             Err(error) => return reply.error(errno(error)),
         };
+        if self.is_control_file(ino.0) {
+            return self.write_control(node, offset, data, reply);
+        }
         let written = u32::try_from(data.len()).unwrap_or(0);
         match self.store().write(&node, offset, data, None) {
             Ok(Outcome::Done(())) => reply.written(written),

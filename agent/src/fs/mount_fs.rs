@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fuser::{
@@ -15,11 +15,11 @@ use super::attributes::file_attributes;
 use super::directory::{Listed, Listings};
 use super::pool::Pool;
 use super::transfer::Transfer;
+use crate::cache::Ino;
 use crate::cache::namespace::Owner;
 use crate::cache::node::Node;
 use crate::cache::record::NodeKind;
 use crate::cache::store::{Facts, NewNode, Store};
-use crate::cache::{Ino, ROOT};
 
 /// Attributes and names change through this process only, so that the kernel may remember them.
 pub(super) const TTL: Duration = Duration::from_secs(3600);
@@ -32,6 +32,7 @@ const OPEN_KEY: u64 = 1 << 62;
 /// Set in the handle of a file that the kernel serves.
 pub(super) const PASSTHROUGH_HANDLE: u64 = 1 << 62;
 pub(super) const GENERATION: Generation = Generation(0);
+const NAME_BYTES_MAX: usize = 255;
 const O_DSYNC: i32 = 0o10000;
 pub(super) const SEEK_DATA: i32 = 3;
 pub(super) const SEEK_HOLE: i32 = 4;
@@ -69,7 +70,6 @@ pub struct MountFs {
     pub(super) flushes: Pool,
     pub(super) listings: Listings,
     pub(super) next_handle: AtomicU64,
-    pub(super) passthrough: bool,
 }
 
 const POOL_THREADS: usize = 16;
@@ -83,7 +83,11 @@ pub(super) fn errno(error: io::Error) -> Errno {
 }
 
 pub(super) fn text(name: &OsStr) -> Result<&str, Errno> {
-    name.to_str().ok_or(Errno::from_i32(84))
+    // The kernel lets longer ones through, and to look for them is an error, not a name that does not exist.
+    if name.len() > NAME_BYTES_MAX {
+        return Err(Errno::ENAMETOOLONG);
+    }
+    name.to_str().ok_or(Errno::EILSEQ)
 }
 
 pub(super) fn unique(request: &Request) -> u64 {
@@ -104,7 +108,6 @@ impl MountFs {
             flushes: Pool::start("flush", FLUSH_THREADS, POOL_QUEUE)?,
             listings: Listings::default(),
             next_handle: AtomicU64::new(1),
-            passthrough: false,
         })
     }
 
@@ -191,6 +194,12 @@ impl MountFs {
         keep | FopenFlags::FOPEN_NOFLUSH
     }
 
+    // As negotiated with the kernel and probed with a file of the cache.
+    fn may_pass(&self) -> bool {
+        let outcome = self.parts.passthrough_outcome.lock();
+        outcome.unwrap_or_else(PoisonError::into_inner).is_ok()
+    }
+
     // Decides the class of an open and notes it. The closures speak to the kernel's reply object.
     pub(super) fn decide(
         &self,
@@ -207,7 +216,7 @@ impl MountFs {
         // A resent create may have been carried out as far as the making, but not the opening: its own key.
         let open_key = unique(request) | OPEN_KEY;
         let known = is_resent(request) && self.store().is_answered_open(open_key);
-        let may_pass = self.passthrough && !self.is_pinned(node.ino);
+        let may_pass = self.may_pass() && !self.is_control_file(node.ino);
         let mut state = node.lock();
         if may_pass && self.store().may_pass_through(&state) {
             let position = state.position;
@@ -244,16 +253,6 @@ impl MountFs {
         Ok(Decision::Cached {
             was_passthrough: state.was_passthrough,
         })
-    }
-
-    // `global/pg_control` always goes through the worker: every checkpoint ends with it.
-    pub(super) fn is_pinned(&self, ino: Ino) -> bool {
-        let store = self.store();
-        let find = |parent, name| store.names().lookup(parent, name);
-        find(ROOT, "data")
-            .and_then(|data| find(data, "global"))
-            .and_then(|global| find(global, "pg_control"))
-            == Some(ino)
     }
 
     pub(super) fn listing(&self, ino: INodeNo, fh: FileHandle) -> Arc<Vec<Listed>> {

@@ -91,7 +91,7 @@ impl Hand {
                 self.mounts.start(&place, &options).map(Response::Mounted)
             }
             Request::MountStatus { place } => self.mounts.status(&place).map(Response::MountStatus),
-            Request::Unmount { place } => self.mounts.stop(&place).map(done),
+            Request::Unmount { place, cache } => self.mounts.stop(&place, cache).map(done),
             Request::RemoveSession { place } => {
                 let account = os_user::look_up(&place.os_user)?;
                 if let Some(why) = recovery::holds_what_must_stay(&place) {

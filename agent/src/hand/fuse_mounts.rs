@@ -4,7 +4,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use common::agent::hand::{MountOptions, MountStatus, SessionPlace};
+use common::agent::hand::{CacheAfterwards, MountOptions, MountStatus, SessionPlace};
 use common::problem::Problem;
 
 use super::mounts::{MountKeeper, TreeChunk};
@@ -47,8 +47,8 @@ impl MountKeeper for FuseMounts {
         }
     }
 
-    fn stop(&self, place: &SessionPlace) -> Result<(), Problem> {
-        client::stop(place)
+    fn stop(&self, place: &SessionPlace, cache: CacheAfterwards) -> Result<(), Problem> {
+        client::stop(place, cache)
     }
 
     fn connect_pages(&self, place: &SessionPlace) -> io::Result<UnixStream> {

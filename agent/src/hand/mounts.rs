@@ -3,7 +3,9 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 
-use common::agent::hand::{MountOptions, MountStatus, SessionPlace, TreeEntry, TreeFinish};
+use common::agent::hand::{
+    CacheAfterwards, MountOptions, MountStatus, SessionPlace, TreeEntry, TreeFinish,
+};
 use common::problem::{ErrorCode, Problem};
 
 /// Makes, watches and ends the mounts of sessions.
@@ -13,7 +15,7 @@ pub trait MountKeeper: Send + Sync + 'static {
     /// How the mount is; `None` when no supervisor lives.
     fn status(&self, place: &SessionPlace) -> Result<Option<MountStatus>, Problem>;
     /// Unmounts and ends worker and supervisor; nothing running is fine.
-    fn stop(&self, place: &SessionPlace) -> Result<(), Problem>;
+    fn stop(&self, place: &SessionPlace, cache: CacheAfterwards) -> Result<(), Problem>;
     /// A connection to the worker that will carry the page channel.
     fn connect_pages(&self, place: &SessionPlace) -> io::Result<UnixStream>;
     /// Takes one chunk of the tree; the one with `finish` makes it durable.
@@ -52,7 +54,7 @@ impl MountKeeper for NoMounts {
     fn status(&self, _: &SessionPlace) -> Result<Option<MountStatus>, Problem> {
         Ok(None)
     }
-    fn stop(&self, _: &SessionPlace) -> Result<(), Problem> {
+    fn stop(&self, _: &SessionPlace, _: CacheAfterwards) -> Result<(), Problem> {
         Ok(())
     }
     fn connect_pages(&self, _: &SessionPlace) -> io::Result<UnixStream> {

@@ -34,7 +34,7 @@ enum Touch<'a> {
 fn touch(request: &Request) -> Touch<'_> {
     match request {
         Request::CreateSession { place }
-        | Request::Unmount { place }
+        | Request::Unmount { place, .. }
         | Request::RemoveSession { place }
         | Request::StopInstance { place, .. } => Touch::Anything(place),
         Request::WriteTree { place, .. }

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use common::agent::hand::{MountStatus, SessionPlace};
+use common::agent::hand::{CacheAfterwards, MountStatus, SessionPlace};
 use common::problem::{ErrorCode, Problem};
 
 use super::control::{CONTROL, ControlRequest, PAGES};
@@ -53,8 +53,8 @@ pub fn status(place: &SessionPlace) -> Result<Option<MountStatus>, Problem> {
 }
 
 /// Ends the mount, waiting until it is gone; found gone is fine.
-pub fn stop(place: &SessionPlace) -> Result<(), Problem> {
-    crate::supervisor::stop(place)
+pub fn stop(place: &SessionPlace, cache: CacheAfterwards) -> Result<(), Problem> {
+    crate::supervisor::stop(place, cache)
 }
 
 fn ask(place: &SessionPlace, request: &ControlRequest) -> io::Result<MountStatus> {

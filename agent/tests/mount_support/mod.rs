@@ -1,12 +1,18 @@
 //! A session of its own for a test: a native directory as the backup, an in-process page server, a real mount.
-#![allow(dead_code)]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "helpers of tests"
+)]
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,7 +21,8 @@ use agent::cache::tree::{finish_of, write_chunk};
 use agent::supervisor;
 use agent::worker::client;
 use common::agent::hand::{
-    MountOptions, MountStatus, PROTOCOL_VERSION, SessionPlace, TreeEntry, TreeEntryKind,
+    CacheAfterwards, MountOptions, MountStatus, PROTOCOL_VERSION, SessionPlace, TreeEntry,
+    TreeEntryKind,
 };
 use common::agent::pages::PageFrame;
 use common::problem::Problem;
@@ -49,6 +56,28 @@ pub(crate) struct Fixture {
 struct Server {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<()>,
+}
+
+/// A backup that keeps its readers waiting.
+#[derive(Clone, Default)]
+pub(crate) struct Gate {
+    closed: Arc<AtomicBool>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Gate {
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn open(&self) {
+        self.closed.store(false, Ordering::Relaxed);
+    }
+
+    /// How many questions came.
+    pub(crate) fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
 }
 
 impl Fixture {
@@ -108,16 +137,18 @@ impl Fixture {
 
     /// Serves pages from now on, over new connections after the worker's restarts too.
     pub(crate) fn serve(&mut self) {
-        self.serve_with_delay(Duration::ZERO);
+        self.serve_through(&Gate::default());
     }
 
-    pub(crate) fn serve_with_delay(&mut self, delay: Duration) {
+    /// As [`Self::serve`], answering only while the gate is open.
+    pub(crate) fn serve_through(&mut self, gate: &Gate) {
+        let gate = gate.clone();
         let stop = Arc::new(AtomicBool::new(false));
         let (place, files, stopped) = (self.place.clone(), self.files.clone(), stop.clone());
         let hash = finish_of(&self.entries).hash;
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                if serve_once(&place, &files, hash, delay, &stopped).is_err() {
+                if serve_once(&place, &files, hash, &gate, &stopped).is_err() {
                     std::thread::sleep(Duration::from_millis(10));
                 }
             }
@@ -146,8 +177,22 @@ impl Fixture {
         }
     }
 
+    /// Kills supervisor and worker in the same moment: neither can finish anything, and the mount is dead.
+    pub(crate) fn kill_mount(&self) {
+        use rustix::process::{Pid, Signal, kill_process};
+        let supervisor = i32::try_from(self.status().supervisor_pid).unwrap();
+        let supervisor = Pid::from_raw(supervisor).unwrap();
+        kill_process(supervisor, Signal::STOP).unwrap();
+        self.kill_worker();
+        kill_process(supervisor, Signal::KILL).unwrap();
+        wait_for("the mount is dead", Duration::from_secs(10), || {
+            !supervisor::is_supervised(&self.place)
+                && client::status(&self.place).is_ok_and(|status| status.is_none())
+        });
+    }
+
     pub(crate) fn unmount(&self) {
-        client::stop(&self.place).unwrap();
+        client::stop(&self.place, CacheAfterwards::Kept).unwrap();
     }
 }
 
@@ -166,7 +211,7 @@ impl Drop for Fixture {
         if let Some(server) = &self.server {
             server.stop.store(true, Ordering::Relaxed);
         }
-        client::stop(&self.place).ok();
+        client::stop(&self.place, CacheAfterwards::Discarded).ok();
         if let Some(server) = self.server.take() {
             server.thread.join().ok();
         }
@@ -217,9 +262,9 @@ fn scan(root: &Path, directory: &Path, entries: &mut Vec<TreeEntry>, files: &mut
 
 fn serve_once(
     place: &SessionPlace,
-    files: &[PathBuf],
+    files: &Arc<Vec<PathBuf>>,
     tree_hash: u32,
-    delay: Duration,
+    gate: &Gate,
     stop: &Arc<AtomicBool>,
 ) -> io::Result<()> {
     let mut stream = client::connect_pages(place).map_err(io::Error::other)?;
@@ -237,7 +282,7 @@ fn serve_once(
         }
         closer.shutdown(std::net::Shutdown::Both).ok();
     });
-    let result = answer(&mut stream, files, delay);
+    let result = answer(&mut stream, files, gate, &ended);
     ended.store(true, Ordering::Relaxed);
     watch.join().ok();
     result
@@ -245,9 +290,11 @@ fn serve_once(
 
 fn answer(
     stream: &mut std::os::unix::net::UnixStream,
-    files: &[PathBuf],
-    delay: Duration,
+    files: &Arc<Vec<PathBuf>>,
+    gate: &Gate,
+    ended: &Arc<AtomicBool>,
 ) -> io::Result<()> {
+    let sender = Arc::new(Mutex::new(stream.try_clone()?));
     loop {
         let PageFrame::Read {
             request,
@@ -258,17 +305,33 @@ fn answer(
         else {
             return Err(io::Error::other("not a read"));
         };
-        std::thread::sleep(delay);
-        let mut bytes = vec![0; length as usize];
-        let source = File::open(&files[file as usize])?;
-        let mut done = 0;
-        loop {
-            match source.read_at(&mut bytes[done..], offset + done as u64)? {
-                0 => break,
-                count => done += count,
+        gate.asked.fetch_add(1, Ordering::Relaxed);
+        let (gate, ended, sender) = (gate.clone(), ended.clone(), sender.clone());
+        let path = files[file as usize].clone();
+        std::thread::spawn(move || {
+            while gate.closed.load(Ordering::Relaxed) {
+                if ended.load(Ordering::Relaxed) {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(5));
             }
-        }
-        bytes.truncate(done);
-        stream.write_all(&PageFrame::Data { request, bytes }.encode())?;
+            let bytes = read_range(&path, offset, length).unwrap();
+            let frame = PageFrame::Data { request, bytes };
+            sender.lock().unwrap().write_all(&frame.encode()).ok();
+        });
     }
+}
+
+fn read_range(path: &Path, offset: u64, length: u32) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; length as usize];
+    let source = File::open(path)?;
+    let mut done = 0;
+    loop {
+        match source.read_at(&mut bytes[done..], offset + done as u64)? {
+            0 => break,
+            count => done += count,
+        }
+    }
+    bytes.truncate(done);
+    Ok(bytes)
 }

@@ -172,10 +172,13 @@ pub enum Request {
         /// Where.
         place: SessionPlace,
     },
-    /// Unmount and end worker and supervisor; the write cache stays. Answered by [`Response::Done`].
+    /// Unmount and end worker and supervisor. Answered by [`Response::Done`].
     Unmount {
         /// Where.
         place: SessionPlace,
+        /// What becomes of the write cache.
+        #[serde(default)]
+        cache: CacheAfterwards,
     },
     /// Remove the session's directories, write cache included. Refused while mounted, while PostgreSQL runs, or while an original is set
     /// aside or a standby half made: by its directory alone these are known. Answered by [`Response::Done`].
@@ -233,6 +236,16 @@ pub enum Request {
     },
     /// Something for an instant recovery. Answered by [`Response::Recovery`].
     Recovery(Box<RecoveryRequest>),
+}
+
+/// What becomes of a write cache when its mount ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CacheAfterwards {
+    /// It may be mounted again: everything in it is made durable before the mount is said to have ended.
+    #[default]
+    Kept,
+    /// It is removed next, so that nothing of it is worth a flush.
+    Discarded,
 }
 
 /// What the hand answers.
@@ -360,6 +373,16 @@ pub struct MountOptions {
     pub small_file_bytes: u64,
     /// Whether passthrough may be used where the kernel offers it.
     pub passthrough: bool,
+    /// Whether a worker that has died is replaced where the kernel can send its requests again (Linux 6.9); else the
+    /// mount ends with its worker, so that nobody waits for an answer that never comes.
+    #[serde(default = "MountOptions::replace_workers")]
+    pub replace_workers: bool,
+}
+
+impl MountOptions {
+    fn replace_workers() -> bool {
+        true
+    }
 }
 
 impl Default for MountOptions {
@@ -368,6 +391,7 @@ impl Default for MountOptions {
             base_wait_s: 900,
             small_file_bytes: 8 * 1024 * 1024,
             passthrough: true,
+            replace_workers: true,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The peer here is a script: the real agent cannot be late, silent or of another version on demand.
 
 use super::*;
+use crate::agent::hand::CacheAfterwards;
 use tokio::net::UnixListener;
 use tokio::task::JoinSet;
 
@@ -77,7 +78,10 @@ async fn an_answer_that_comes_too_late_is_not_taken_for_the_next_one() {
         open(PROTOCOL_VERSION, vec![Move::Late(SHORT * 4), Move::Answer]).await;
     let mut connection = connection.unwrap();
     assert_eq!(connection.version(), "1.2.3");
-    let unmount = Request::Unmount { place: place() };
+    let unmount = Request::Unmount {
+        place: place(),
+        cache: CacheAfterwards::Kept,
+    };
     let late = connection.done(unmount, SHORT).await.unwrap_err();
     assert_eq!(late.code, ErrorCode::TimedOut);
     assert!(connection.hello().await.is_ok() && !connection.is_broken());
