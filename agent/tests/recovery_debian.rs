@@ -181,3 +181,41 @@ fn a_debian_cluster_that_was_set_aside_runs_again_when_it_is_put_back() {
     assert!(cluster.control("status").0);
     assert_eq!(cluster.value("SELECT x FROM kept"), "42");
 }
+
+#[test]
+fn a_backup_without_configuration_is_recovered_to_another_place_and_trusts_nobody() {
+    let cluster = DebianCluster::start();
+    cluster.value("CREATE TABLE kept AS SELECT 42 AS x");
+    let mut published = Published::from_backup(&cluster.programs, &cluster.back_up());
+    // More than the final instance has: recovery must end nevertheless.
+    let settings = &mut published.options.settings;
+    settings.insert("max_connections".into(), "150".into());
+    let root = directory();
+    let data = root.path().join("data");
+    let walk = Walk::begin(published, &data, &[]);
+    walk.start_published();
+    walk.twice(RecoveryAction::SetAside);
+    walk.replicate();
+    walk.start_standby();
+    let switched = walk.switch_over();
+    assert!(
+        switched
+            .remarks
+            .iter()
+            .any(|r| r.contains("no postgresql.conf"))
+    );
+    let socket = Path::new(SOCKET);
+    assert_eq!(walk.final_value(socket, "SELECT x FROM kept"), "42");
+    assert_eq!(walk.final_value(socket, "SHOW max_connections"), "100");
+    assert_eq!(
+        walk.final_value(socket, "SHOW listen_addresses"),
+        "127.0.0.1"
+    );
+    let trusts = "SELECT count(*) FROM pg_hba_file_rules WHERE auth_method = 'trust'";
+    assert_eq!(walk.final_value(socket, trusts), "0");
+    let automatic = std::fs::read_to_string(data.join("postgresql.auto.conf")).unwrap();
+    assert!(
+        !automatic.contains("/bin/false") && !automatic.contains("hot_standby"),
+        "{automatic}"
+    );
+}

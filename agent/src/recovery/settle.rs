@@ -78,9 +78,17 @@ impl Recovery<'_> {
         let manager = self.manager(options, &record)?;
         let mut main = self.main_file(&manager, options)?;
         let decision = self.decide(options, &manager, &mut main, &control)?;
+        // An attempt that was killed may have changed what the next one remarks on.
+        let mut remarks = record
+            .settling
+            .take()
+            .map_or(Vec::new(), |plan| plan.remarks);
+        remarks.extend(decision.remarks.iter().cloned());
+        let mut known = std::collections::BTreeSet::new();
+        remarks.retain(|remark| known.insert(remark.clone()));
         let plan = Settled {
             manager,
-            remarks: decision.remarks.clone(),
+            remarks,
             temporary: decision.temporary.clone(),
             left_timeline: control
                 .text("Latest checkpoint's TimeLineID")

@@ -188,7 +188,8 @@ pub enum Request {
         #[serde(default)]
         cache: CacheAfterwards,
     },
-    /// Remove the session's directories, write cache included. Refused while mounted or while PostgreSQL runs. Answered by [`Response::Done`].
+    /// Remove the session's directories, write cache included. Refused while mounted, while PostgreSQL runs, or while an original is set
+    /// aside or a standby half made: by its directory alone these are known. Answered by [`Response::Done`].
     RemoveSession {
         /// Where.
         place: SessionPlace,

@@ -81,7 +81,8 @@ pub enum RecoveryAction {
         /// How the published instance was prepared.
         instance: InstanceOptions,
     },
-    /// Make the published instance read-only and end the sessions of others. Answered by [`RecoveryResponse::Frozen`].
+    /// Make the published instance read-only and end the sessions of others that began before. What overrides it goes on until the
+    /// instance is stopped. Answered by [`RecoveryResponse::Frozen`].
     Freeze {
         /// How the published instance was prepared.
         instance: InstanceOptions,
@@ -105,7 +106,7 @@ pub enum RecoveryAction {
         instance: InstanceOptions,
     },
     /// Turn the stopped standby into an instance of its own: the original's configuration, the port, archive recovery that ends at
-    /// once on a new timeline. Answered by [`RecoveryResponse::Settled`].
+    /// once on a new timeline. From its answer on nothing before it can be asked for any more. Answered by [`RecoveryResponse::Settled`].
     Settle {
         /// How the published instance was prepared.
         instance: InstanceOptions,
@@ -116,7 +117,7 @@ pub enum RecoveryAction {
         /// How the published instance was prepared.
         instance: InstanceOptions,
     },
-    /// How is it? Once it accepts writes, settings that were needed for the first start only are taken back.
+    /// How is it, as its files tell? Nobody connects: who may is the original's business. Once it accepts writes, settings that were needed for the first start only are taken back.
     /// Answered by [`RecoveryResponse::Final`].
     FinalStatus {
         /// How the published instance was prepared.
