@@ -86,7 +86,7 @@ impl Ledger {
     pub async fn close(mut self) -> Result<Report> {
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
-        let client = connect(&self.connection)
+        let (client, _driver) = connect(&self.connection)
             .await
             .context("connect to the database for the account")?;
         let rows = client
@@ -102,23 +102,7 @@ impl Ledger {
             ensure!(count == 1, "commit {key:?} is there {count} times");
             there.insert(key);
         }
-        let seen = self.lock();
-        let lost: Vec<_> = seen.acknowledged.difference(&there).take(5).collect();
-        ensure!(
-            lost.is_empty(),
-            "of {} acknowledged commits these are not there: {lost:?}",
-            seen.acknowledged.len()
-        );
-        let known: BTreeSet<_> = seen.acknowledged.union(&seen.unknown).copied().collect();
-        let strange: Vec<_> = there.difference(&known).take(5).collect();
-        ensure!(strange.is_empty(), "nobody made these: {strange:?}");
-        let report = Report {
-            acknowledged: seen.acknowledged.len(),
-            unknown: seen.unknown.len(),
-            unknown_there: seen.unknown.intersection(&there).count(),
-            longest_pause: seen.longest_pause,
-        };
-        drop(seen);
+        let report = self.compare(&there)?;
         let wrong: i64 = client
             .query_one(
                 "SELECT count(*) FROM totals t WHERE total <> \
@@ -130,16 +114,37 @@ impl Ledger {
         ensure!(wrong == 0, "{wrong} totals do not fit the ledger");
         Ok(report)
     }
+
+    fn compare(&self, there: &BTreeSet<(i32, i64)>) -> Result<Report> {
+        let seen = self.lock();
+        let lost: Vec<_> = seen.acknowledged.difference(there).take(5).collect();
+        ensure!(
+            lost.is_empty(),
+            "of {} acknowledged commits these are not there: {lost:?}",
+            seen.acknowledged.len()
+        );
+        let known: BTreeSet<_> = seen.acknowledged.union(&seen.unknown).copied().collect();
+        let strange: Vec<_> = there.difference(&known).take(5).collect();
+        ensure!(strange.is_empty(), "nobody made these: {strange:?}");
+        Ok(Report {
+            acknowledged: seen.acknowledged.len(),
+            unknown: seen.unknown.len(),
+            unknown_there: seen.unknown.intersection(there).count(),
+            longest_pause: seen.longest_pause,
+        })
+    }
 }
 
-async fn connect(connection: &str) -> Result<Client> {
+/// A client, and the task that drives its connection.
+async fn connect(connection: &str) -> Result<(Client, JoinSet<()>)> {
     let (client, driver) =
         tokio::time::timeout(ANSWER_LIMIT, tokio_postgres::connect(connection, NoTls)).await??;
-    // Ends with its client, which lives in the task that asked.
-    tokio::spawn(async move {
+    let mut drivers = JoinSet::new();
+    drivers.spawn(async move {
+        // It ends with the connection, about which the client says all there is.
         driver.await.ok();
     });
-    Ok(client)
+    Ok((client, drivers))
 }
 
 /// Ends between two transactions: one that is under way is waited for, so that its outcome is known.
@@ -151,7 +156,7 @@ async fn work(
 ) {
     let mut number = 0_i64;
     while !stop.is_cancelled() {
-        let Ok(mut client) = connect(&connection).await else {
+        let Ok((mut client, _driver)) = connect(&connection).await else {
             tokio::time::sleep(CONNECT_AGAIN).await;
             continue;
         };
