@@ -95,3 +95,21 @@ pub fn set_lease(file: BorrowedFd<'_>, lease: Lease) -> io::Result<()> {
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+/// Keeps the allocator from holding on to memory that is free: few pools for all threads.
+pub fn limit_allocator_pools() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number before other threads allocate; an unknown parameter is refused.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
+
+/// Gives memory that is free back to the system.
+pub fn return_free_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: may be called at any time from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

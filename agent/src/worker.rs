@@ -51,6 +51,7 @@ const SWEEP_EVERY: Duration = Duration::from_millis(500);
 /// Serves the mount until it is gone.
 pub fn run(spec: WorkerSpec) -> anyhow::Result<()> {
     die_on_panic();
+    sys::limit_allocator_pools();
     let device = sys::adopt_descriptor(spec.device).context("take over the FUSE device")?;
     let runtime = sys::adopt_descriptor(spec.runtime).context("take over the runtime journal")?;
     raise_descriptor_limit();
@@ -64,6 +65,7 @@ pub fn run(spec: WorkerSpec) -> anyhow::Result<()> {
         tree: Arc::new(tree),
     });
     let store = Arc::new(store.context("open the write cache")?);
+    sys::return_free_memory();
     let wait = Duration::from_secs(spec.options.base_wait_s.into());
     let base = Arc::new(Base::new(store.tree_hash(), wait));
     let passthrough = Arc::new(Mutex::new(Err("not negotiated".to_owned())));

@@ -1,11 +1,14 @@
 //! A repository that is a directory: one backup itself, or holding backups as its children.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::pg_basebackup::{Place, looks_like_a_backup, open_backup};
-use crate::{Backup, BackupChoice, OpenOptions, Repository, RepositoryError, RestorePoints};
+use crate::pg_basebackup::{Place, looks_like_a_backup, open_backup, started_at};
+use crate::{
+    Backup, BackupChoice, OpenOptions, Repository, RepositoryError, RestorePoint, RestorePoints,
+};
 
 /// Opens a repository: a directory that is one backup, or whose children are. The label of a backup is its directory's name.
 pub fn open_repository(
@@ -112,6 +115,59 @@ impl DirectoryRepository {
         let path = path.ok_or_else(|| self.unknown(format!("backup {label:?}")))?;
         open_backup(&self.place(path, label.to_owned()), &self.options)
     }
+
+    // To open a backup is to read its whole list of files: where their labels say which one is the newest, it is the only one
+    // that is opened, else all are, and the newest stays open.
+    fn open_newest(&self) -> Result<Arc<dyn Backup>, RepositoryError> {
+        let mut places = self.places()?.0;
+        let known: Option<BTreeMap<_, _>> = places
+            .iter()
+            .map(|place| Some((place.label.clone(), started_at(place)?)))
+            .collect();
+        if let Some(known) = &known {
+            places.sort_by(|a, b| {
+                let age =
+                    |place: &Place<'_>| (known.get(&place.label).copied(), place.label.clone());
+                age(b).cmp(&age(a))
+            });
+        }
+        let mut newest: Option<Arc<dyn Backup>> = None;
+        let mut problem: Option<(String, RepositoryError)> = None;
+        for place in places {
+            if known.is_some() && newest.is_some() {
+                break;
+            }
+            match open_backup(&place, &self.options) {
+                Ok(backup) => {
+                    let is_newer = |than: &Arc<dyn Backup>| {
+                        age(backup.restore_point()) > age(than.restore_point())
+                    };
+                    if newest.as_ref().is_none_or(is_newer) {
+                        newest = Some(backup);
+                    }
+                }
+                Err(error)
+                    if problem
+                        .as_ref()
+                        .is_none_or(|(label, _)| place.label < *label) =>
+                {
+                    problem = Some((place.label, error));
+                }
+                Err(_) => {}
+            }
+        }
+        match (newest, problem) {
+            (Some(newest), _) => Ok(newest),
+            // There are backups, but none can be opened: the reason of the first says more than "none".
+            (None, Some((_, error))) => Err(error),
+            (None, None) => Err(self.unknown("backup".into())),
+        }
+    }
+}
+
+// The larger the newer.
+fn age(point: &RestorePoint) -> impl Ord + use<'_> {
+    (point.started_at, &point.label)
 }
 
 impl Repository for DirectoryRepository {
@@ -127,10 +183,7 @@ impl Repository for DirectoryRepository {
                 Err(error) => found.problems.push((place.label, error)),
             }
         }
-        let newest_first = |a: &crate::RestorePoint, b: &crate::RestorePoint| {
-            (b.started_at, &b.label).cmp(&(a.started_at, &a.label))
-        };
-        found.restore_points.sort_by(newest_first);
+        found.restore_points.sort_by(|a, b| age(b).cmp(&age(a)));
         found.problems.sort_by(|(a, _), (b, _)| a.cmp(b));
         Ok(found)
     }
@@ -138,16 +191,7 @@ impl Repository for DirectoryRepository {
     fn open(&self, which: BackupChoice<'_>) -> Result<Arc<dyn Backup>, RepositoryError> {
         match which {
             BackupChoice::Label(label) => self.open_label(label),
-            BackupChoice::Newest => {
-                let found = self.restore_points()?;
-                let newest = found.restore_points.into_iter().next();
-                match (newest, found.problems.into_iter().next()) {
-                    (Some(newest), _) => self.open_label(&newest.label),
-                    // There are backups, but none can be opened: the reason of the first says more than "none".
-                    (None, Some((_, error))) => Err(error),
-                    (None, None) => Err(self.unknown("backup".into())),
-                }
-            }
+            BackupChoice::Newest => self.open_newest(),
         }
     }
 }

@@ -15,6 +15,10 @@ use super::{Ino, ROOT};
 
 const MAGIC: &[u8; 8] = b"PGITREE1";
 const HEAD_BYTES: usize = 20;
+/// Least bytes of an entry in the file: path, kind, mode and time.
+const ENTRY_BYTES_MIN: u64 = 5;
+/// How much of the file is read at a time.
+const PIECE_BYTES: u64 = 256 * 1024;
 
 /// A node of the backup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,21 +92,20 @@ impl Tree {
                 "hand the tree over again",
             )
         };
-        let bytes = std::fs::read(path).map_err(|error| corrupt(&error.to_string()))?;
-        let (head, body) = bytes
-            .split_first_chunk::<HEAD_BYTES>()
-            .ok_or_else(|| corrupt("it is too short"))?;
-        let (count, hash) = parse_head(head).ok_or_else(|| corrupt("it begins wrongly"))?;
-        if crc32c::crc32c(body) != hash {
-            return Err(corrupt("its checksum is wrong"));
-        }
-        let mut rest = body;
-        let mut builder = Builder::new();
+        let unreadable = |error: io::Error| corrupt(&error.to_string());
+        let mut file = File::open(path).map_err(unreadable)?;
+        let bytes = file.metadata().map_err(unreadable)?.len();
+        let mut head = [0; HEAD_BYTES];
+        file.read_exact(&mut head).map_err(unreadable)?;
+        let (count, hash) = parse_head(&head).ok_or_else(|| corrupt("it begins wrongly"))?;
+        let mut entries = Entries::new(file);
+        let mut builder = Builder::with_room_for(count.min(bytes / ENTRY_BYTES_MIN));
         for _ in 0..count {
-            let (entry, after) = postcard::take_from_bytes::<TreeEntry>(rest)
-                .map_err(|error| corrupt(&error.to_string()))?;
+            let entry = entries.next().map_err(unreadable)?;
             builder.add(&entry).map_err(|why| corrupt(&why))?;
-            rest = after;
+        }
+        if entries.finish().map_err(unreadable)? != hash {
+            return Err(corrupt("its checksum is wrong"));
         }
         builder.finish(hash).map_err(|why| corrupt(&why))
     }
@@ -190,6 +193,63 @@ impl Tree {
     }
 }
 
+/// Reads entries a piece of the file at a time: a tree of millions is never in memory twice.
+struct Entries {
+    file: File,
+    piece: Vec<u8>,
+    at: usize,
+    hash: u32,
+}
+
+impl Entries {
+    fn new(file: File) -> Self {
+        Self {
+            file,
+            piece: Vec::new(),
+            at: 0,
+            hash: 0,
+        }
+    }
+
+    fn next(&mut self) -> io::Result<TreeEntry> {
+        loop {
+            let rest = self.piece.get(self.at..).unwrap_or_default();
+            match postcard::take_from_bytes(rest) {
+                Ok((entry, after)) => {
+                    self.at = self.piece.len() - after.len();
+                    return Ok(entry);
+                }
+                Err(postcard::Error::DeserializeUnexpectedEnd) => {
+                    if !self.more()? {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                }
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
+    }
+
+    fn more(&mut self) -> io::Result<bool> {
+        self.piece.drain(..self.at);
+        self.at = 0;
+        let begin = self.piece.len();
+        (&self.file)
+            .take(PIECE_BYTES)
+            .read_to_end(&mut self.piece)?;
+        let new = self.piece.get(begin..).unwrap_or_default();
+        self.hash = crc32c::crc32c_append(self.hash, new);
+        Ok(!new.is_empty())
+    }
+
+    // The hash is that of all bytes, so there may be none behind the entries.
+    fn finish(mut self) -> io::Result<u32> {
+        while self.more()? {
+            self.at = self.piece.len();
+        }
+        Ok(self.hash)
+    }
+}
+
 struct Builder {
     nodes: Vec<Packed>,
     parents: Vec<u32>,
@@ -198,6 +258,14 @@ struct Builder {
 }
 
 impl Builder {
+    fn with_room_for(count: u64) -> Self {
+        let count = usize::try_from(count).unwrap_or(0) + 1;
+        let mut builder = Self::new();
+        builder.nodes.reserve_exact(count);
+        builder.parents.reserve_exact(count);
+        builder
+    }
+
     fn new() -> Self {
         let root = Packed {
             size: 0,
@@ -412,5 +480,69 @@ fn read_head(path: &Path) -> io::Result<Option<(u64, u32)>> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(path: &str, file: u32) -> TreeEntry {
+        TreeEntry {
+            path: path.to_owned(),
+            kind: TreeEntryKind::File {
+                file,
+                size_bytes: u64::from(file),
+            },
+            mode: 0o600,
+            modified_at_s: 1,
+        }
+    }
+
+    fn written(root: &Path, entries: &[TreeEntry]) -> std::path::PathBuf {
+        let place = SessionPlace {
+            session_id: "0190b5a8-7c3a-7def-8123-456789abcdef".parse().unwrap(),
+            mount_root: root.join("m"),
+            cache_root: root.to_path_buf(),
+            os_user: "root".parse().unwrap(),
+        };
+        std::fs::create_dir_all(place.session_directory()).unwrap();
+        write_chunk(&place, 0, entries, Some(finish_of(entries))).unwrap();
+        place.session_directory().join("tree")
+    }
+
+    #[test]
+    fn a_tree_larger_than_a_piece_is_read_whole_and_one_that_was_changed_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let name = |number: u32| format!("file{number:0>200}");
+        let entries: Vec<TreeEntry> = (0..5000).map(|n| entry(&name(n), n)).collect();
+        let path = written(root.path(), &entries);
+        let tree = Tree::load(&path).unwrap();
+        assert_eq!(tree.entry_count(), 5000);
+        for number in [0, 1250, 4999] {
+            let ino = tree.lookup(ROOT, &name(number)).unwrap();
+            let kind = tree.node(ino).unwrap().kind;
+            let size_bytes = u64::from(number);
+            assert_eq!(
+                kind,
+                TreeNodeKind::File {
+                    file: number,
+                    size_bytes
+                }
+            );
+        }
+        let whole = std::fs::read(&path).unwrap();
+        let refused = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            Tree::load(&path).unwrap_err().message
+        };
+        let mut changed = whole.clone();
+        *changed.last_mut().unwrap() ^= 1;
+        assert!(refused(&changed).contains("checksum"));
+        let mut longer = whole.clone();
+        longer.push(0);
+        assert!(refused(&longer).contains("checksum"));
+        let (shorter, _) = whole.split_at(whole.len() - 10);
+        assert!(refused(shorter).contains("damaged"));
     }
 }

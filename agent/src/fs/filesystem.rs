@@ -182,7 +182,8 @@ impl Filesystem for MountFs {
         reply: ReplyEntry,
     ) {
         let make = || {
-            let target = text(target.as_os_str())?.to_owned();
+            // A path: it may be longer than a name.
+            let target = target.to_str().ok_or(Errno::EILSEQ)?.to_owned();
             self.make(req, (parent, link_name), 0o777, NodeKind::Symlink(target))
         };
         Self::entry(reply, make());

@@ -36,6 +36,7 @@ const OPEN_KEY: u64 = 1 << 62;
 /// Set in the handle of a file that the kernel serves.
 pub(super) const PASSTHROUGH_HANDLE: u64 = 1 << 62;
 pub(super) const GENERATION: Generation = Generation(0);
+const NAME_BYTES_MAX: usize = 255;
 const O_DSYNC: i32 = 0o10000;
 pub(super) const SEEK_DATA: i32 = 3;
 pub(super) const SEEK_HOLE: i32 = 4;
@@ -90,7 +91,11 @@ pub(super) fn errno(error: io::Error) -> Errno {
 }
 
 pub(super) fn text(name: &OsStr) -> Result<&str, Errno> {
-    name.to_str().ok_or(Errno::from_i32(84))
+    // The kernel lets longer ones through, and to look for them is an error, not a name that does not exist.
+    if name.len() > NAME_BYTES_MAX {
+        return Err(Errno::ENAMETOOLONG);
+    }
+    name.to_str().ok_or(Errno::EILSEQ)
 }
 
 pub(super) fn unique(request: &Request) -> u64 {

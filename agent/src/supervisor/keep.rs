@@ -37,7 +37,7 @@ impl Told {
         })
     }
 
-    async fn to_end(&mut self) -> CacheAfterwards {
+    async fn end(&mut self) -> CacheAfterwards {
         tokio::select! {
             _ = self.keep.recv() => CacheAfterwards::Kept,
             _ = self.interrupt.recv() => CacheAfterwards::Kept,
@@ -45,7 +45,7 @@ impl Told {
         }
     }
 
-    async fn to_discard(&mut self) {
+    async fn discard(&mut self) {
         self.discard.recv().await;
     }
 }
@@ -64,13 +64,13 @@ pub(super) async fn keep_worker(spec: &SuperviseSpec, kept: &Kept) -> Result<(),
         let input = worker.stdin.take();
         let ended = tokio::select! {
             ended = worker.wait() => ended,
-            cache = told.to_end() => {
+            cache = told.end() => {
                 // Whoever comes now must not take it for a mount that goes on.
                 std::fs::remove_file(spec.place.agent_socket()).ok();
                 unmount(&spec.place).map_err(io_problem("unmount".to_owned()))?;
                 if cache == CacheAfterwards::Kept {
                     drop(input);
-                    finish(&mut worker, told.to_discard()).await;
+                    finish(&mut worker, told.discard()).await;
                 }
                 worker.start_kill().ok();
                 worker.wait().await.ok();
@@ -99,7 +99,7 @@ pub(super) async fn keep_worker(spec: &SuperviseSpec, kept: &Kept) -> Result<(),
         pause = (pause * 2).clamp(Duration::from_millis(10), PAUSE_MAX);
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            _ = told.to_end() => return Ok(()),
+            _ = told.end() => return Ok(()),
         }
     }
 }

@@ -1,5 +1,11 @@
 //! A session of its own for a test: a native directory as the backup, an in-process page server, a real mount.
-#![allow(dead_code)]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "helpers of tests"
+)]
 
 use std::fs::File;
 use std::io::{self, Write};

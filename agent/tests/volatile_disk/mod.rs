@@ -1,5 +1,11 @@
 //! A disk in memory whose power can be cut.
-#![allow(dead_code)]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "helpers of tests"
+)]
 
 use std::collections::BTreeMap;
 use std::io;

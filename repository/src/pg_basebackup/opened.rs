@@ -1,6 +1,7 @@
 //! Opening one backup of either shape, and reading from it.
 
 use std::fs::File;
+use std::io::Read;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -93,6 +94,17 @@ pub(crate) fn open_backup(
         restore_point: checked.restore_point,
         verifier: Verifier::new(checked.expected, options.limits.checksum_piece_count),
     }))
+}
+
+/// When a plain backup was begun, as its label says; `None` where only opening it tells.
+pub(crate) fn started_at(place: &Place<'_>) -> Option<jiff::Timestamp> {
+    let root = open_root(&place.path).ok()?;
+    let file = open_file(root.as_fd(), "backup_label").ok()?;
+    let mut label = Vec::new();
+    file.take(super::SMALL_FILE_BYTES_MAX)
+        .read_to_end(&mut label)
+        .ok()?;
+    super::parse_backup_label(&label).ok()?.started_at
 }
 
 fn open_manifest(path: &Path) -> Result<Option<File>, RepositoryError> {
