@@ -157,6 +157,16 @@ fn a_mount_whose_requests_cannot_be_sent_again_ends_with_its_worker_and_nobody_w
     assert_eq!(&read_at(&fixture, "large", 5), &[7; 3]);
 }
 
+/// A stopped process, which goes on at the end at the latest.
+struct Stopped(rustix::process::Pid);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        rustix::process::kill_process(self.0, rustix::process::Signal::CONT).ok();
+    }
+}
+
 #[test]
 fn a_cache_is_not_mounted_again_while_the_worker_of_a_killed_supervisor_lives() {
     use rustix::process::{Pid, Signal, kill_process};
@@ -167,6 +177,7 @@ fn a_cache_is_not_mounted_again_while_the_worker_of_a_killed_supervisor_lives() 
     let worker = Pid::from_raw(fixture.worker_pid().unwrap()).unwrap();
     let supervisor = i32::try_from(status.supervisor_pid).unwrap();
     kill_process(worker, Signal::STOP).unwrap();
+    let stopped = Stopped(worker);
     kill_process(Pid::from_raw(supervisor).unwrap(), Signal::KILL).unwrap();
     wait_for("nobody supervises", Duration::from_secs(10), || {
         !supervisor::is_supervised(&fixture.place)
@@ -179,7 +190,7 @@ fn a_cache_is_not_mounted_again_while_the_worker_of_a_killed_supervisor_lives() 
     let named = format!("{} (pginstant-agent", worker.as_raw_nonzero());
     assert!(refused.message.contains(&named), "{refused}");
 
-    kill_process(worker, Signal::CONT).unwrap();
+    drop(stopped);
     fixture.mount(&options()).unwrap();
     // It has made durable what it had.
     assert_eq!(&read_at(&fixture, "large", 500_000), b"new");
