@@ -249,7 +249,7 @@ mod tests {
             prop_assert_eq!(PageFrame::rest_length(head).unwrap(), rest.len());
             prop_assert_eq!(PageFrame::from_parts(*head, rest.to_vec()).unwrap(), frame.clone());
             if let PageFrame::Data { request, bytes: content } = frame {
-                let mut in_place = DataFrame::with_room(content.len() as u32 + 3);
+                let mut in_place = DataFrame::with_room(u32::try_from(content.len()).unwrap() + 3);
                 in_place.room()[..content.len()].copy_from_slice(&content);
                 prop_assert_eq!(in_place.finish(request, content.len()), bytes);
             }
