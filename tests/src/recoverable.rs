@@ -68,7 +68,7 @@ impl World {
                 installation.bin.display()
             ),
             recovery_lines: format!(
-                "{FAST}switchover_wait_s = 20\n[retry.recover]\nautomatic_max = 10\nevery_s = 1\n"
+                "{FAST}switchover_wait_s = 5\n[retry.recover]\nautomatic_max = 10\nevery_s = 1\n"
             ),
             ..SystemOptions::default()
         };
