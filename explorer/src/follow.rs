@@ -40,6 +40,8 @@ pub(crate) struct SessionView {
     pub(crate) mounted: Option<Mounted>,
     pub(crate) ready: Option<ReadyForSwitchover>,
     pub(crate) switched_over: Option<SwitchedOver>,
+    /// Why the last switchover went back.
+    pub(crate) went_back: Option<Problem>,
     pub(crate) waiting: Option<Waiting>,
     /// Why it waits or failed.
     pub(crate) problem: Option<Problem>,
@@ -110,6 +112,7 @@ impl SessionView {
             mounted: None,
             ready: None,
             switched_over: None,
+            went_back: None,
             waiting: None,
             problem: None,
             warnings: Vec::new(),
@@ -216,7 +219,7 @@ impl SessionView {
             }
             // A switchover that goes back ends in being ready again.
             (Goal::SwitchedOver, ReadyForSwitchover) => self
-                .problem
+                .went_back
                 .clone()
                 .map(|problem| End::Failed(Some(problem))),
             (Goal::Ready | Goal::SwitchedOver, Completed | Cancelled) => {
@@ -260,7 +263,6 @@ impl SessionView {
     }
 
     fn fold(&mut self, event: Event) {
-        let status_before = self.status;
         self.kind = event.head.kind.or(self.kind);
         self.status = event.head.status.or(self.status);
         match event.body {
@@ -269,10 +271,7 @@ impl SessionView {
                 self.attempt = started.attempt;
                 self.waiting = None;
                 self.ready = None;
-                // What led back is still to be told when the session is ready again.
-                if status_before != Some(SessionStatus::SwitchingOver) {
-                    self.problem = None;
-                }
+                self.problem = None;
                 // A step that begins again takes those after it with it.
                 let kind = self.kind.unwrap_or(SessionKind::Publish);
                 let place = |step: Step| Step::of(kind).iter().position(|known| *known == step);
@@ -311,10 +310,10 @@ impl SessionView {
                     ready.switchover = changed.switchover;
                 }
             }
-            EventBody::SwitchingOver(_) => self.problem = None,
+            EventBody::SwitchingOver(_) => self.went_back = None,
             EventBody::SwitchoverFailed(failed) => {
                 self.fail(Some(failed.step));
-                self.problem = Some(failed.problem);
+                self.went_back = Some(failed.problem);
             }
             EventBody::SwitchedOver(switched_over) => {
                 self.steps = switched_over.steps.iter().map(done).collect();

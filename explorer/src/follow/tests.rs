@@ -1,8 +1,8 @@
 //! Folding: duplicates, disorder, gaps, and how a session comes out.
 
 use common::messages::{
-    Accepted, EventHead, RetriesExhausted, Retrying, SessionLogLine, SessionSummary, Severity,
-    StepFinished, StepStarted, WarningCleared, WarningCode,
+    Accepted, EventHead, Lag, RetriesExhausted, Retrying, SessionLogLine, SessionSummary, Severity,
+    StepFinished, StepStarted, SwitchingOver, SwitchoverFailed, WarningCleared, WarningCode,
 };
 use common::problem::ErrorCode;
 use uuid::Uuid;
@@ -306,4 +306,33 @@ fn a_session_that_waited_before_a_retry_is_not_taken_for_one_that_waits_again() 
         samples::waiting(),
     ));
     assert_eq!(view.end(Goal::Ready, base), Some(End::Waits));
+}
+
+#[test]
+fn a_switchover_that_went_back_is_a_failure_once_the_session_is_ready_again() {
+    use SessionStatus::{CatchingUp, ReadyForSwitchover as Ready, SwitchingOver as Switching};
+    let mut view = SessionView::new(samples::ID.parse().unwrap());
+    let started = |step| StepStarted { step, attempt: 1 };
+    let failed = SwitchoverFailed {
+        step: Step::Freeze,
+        problem: samples::problem(),
+    };
+    for told in [
+        event(1, Switching, SwitchingOver { manual: true }),
+        event(2, Switching, started(Step::Freeze)),
+        event(3, Switching, failed),
+        event(4, Switching, started(Step::Thaw)),
+        event(5, CatchingUp, started(Step::StartStandby)),
+    ] {
+        assert_eq!(view.apply(told), Folded::Applied);
+        assert_eq!(view.end(Goal::SwitchedOver, 0), None);
+    }
+    let ready = ReadyForSwitchover {
+        lag: Lag::default(),
+        switchover: SwitchoverMode::Manual,
+        steps: Vec::new(),
+    };
+    view.apply(event(6, Ready, ready));
+    let end = view.end(Goal::SwitchedOver, 0);
+    assert_eq!(end, Some(End::Failed(Some(samples::problem()))));
 }
