@@ -170,7 +170,7 @@ impl Instance<'_> {
         let path = self
             .place
             .socket_directory()
-            .join(format!(".s.PGSQL.{}.lock", self.options.port));
+            .join(format!(".s.PGSQL.{}", self.options.port));
         if path.as_os_str().len() <= PATH_BYTES_MAX {
             return Ok(());
         }
