@@ -86,10 +86,10 @@ impl Ready {
             .explorer(&["switchover", &self.id])
             .await?;
         ensure!(output.status.success(), "{output:?}");
-        self.is_complete().await
+        self.ends_well().await
     }
 
-    async fn is_complete(self) -> Result<()> {
+    async fn ends_well(self) -> Result<()> {
         self.goes_on().await?;
         let detail = self
             .world
@@ -210,5 +210,5 @@ async fn both_services_killed_in_the_middle_of_a_switchover_go_on_with_it() -> R
     );
     ready.world.system.recovery_svc.start_again()?;
     ready.world.system.mount_svc.start_again()?;
-    ready.is_complete().await
+    ready.ends_well().await
 }

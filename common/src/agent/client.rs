@@ -317,7 +317,6 @@ impl AgentConnection {
 }
 
 /// The bytes of a page channel.
-#[expect(clippy::large_enum_variant, reason = "there is one for each mount")]
 pub enum PageStream {
     /// To the worker.
     Direct(UnixStream),

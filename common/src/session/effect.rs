@@ -18,10 +18,6 @@ pub enum Undo {
 }
 
 /// One thing to do, in the order given. `Emit` and `ScheduleRetry` commit together with the state.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "few of them live, and not for long"
-)]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// Run a step and answer with the epoch.
