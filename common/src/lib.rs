@@ -1,7 +1,7 @@
 //! What every part of pginstant shares: the contract that crosses process boundaries, the bus that
 //! carries it, the session state machine, configuration and telemetry.
 //!
-//! The types (`ids`, `messages`, `agent`, `problem`, `session`) need no runtime and are all that the agent uses;
+//! The types (`ids`, `messages`, `agent`, `problem`, `session`, `wal`) need no runtime and are all that the agent uses;
 //! the rest is behind the feature `service`.
 
 pub mod agent;
@@ -9,6 +9,7 @@ pub mod ids;
 pub mod messages;
 pub mod problem;
 pub mod session;
+pub mod wal;
 
 #[cfg(feature = "service")]
 pub mod bus;

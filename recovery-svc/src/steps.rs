@@ -13,7 +13,7 @@ mod validate;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::agent::hand::{InstanceOptions, Request, Response};
+use common::agent::hand::{InstanceOptions, InstanceStatus, Request, Response};
 use common::config::TargetConfig;
 use common::messages::Step;
 use common::problem::{ErrorCode, Problem};
@@ -26,7 +26,7 @@ use crate::service::Service;
 use crate::stored::Stored;
 
 pub(crate) use mount::{send, wait_for_answer};
-pub(crate) use recover::{lsn_bytes, stopped};
+pub(crate) use recover::stopped;
 pub(crate) use validate::enough_space;
 
 /// How an activity ended.
@@ -181,4 +181,21 @@ pub(crate) fn prepared(state: &SessionState) -> Result<InstanceOptions, Problem>
             "report this as a bug",
         )
     })
+}
+
+/// Whether PostgreSQL runs that was prepared like this.
+async fn instance_runs(
+    hand: &Grip<'_>,
+    state: &SessionState,
+    instance: InstanceOptions,
+) -> Result<bool, Problem> {
+    let place = state.spec.place.clone();
+    let request = Request::InstanceStatus { place, instance };
+    match hand.ask(request, hand::LOOK_FOR).await? {
+        Response::Instance(InstanceStatus::Stopped { .. }) => Ok(false),
+        Response::Instance(InstanceStatus::Recovering { .. } | InstanceStatus::Ready { .. }) => {
+            Ok(true)
+        }
+        other => Err(hand::unexpected("the instance's status", &other)),
+    }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use common::agent::hand::{InstanceOptions, ReplicationStatus, StandbyStatus};
 use common::problem::{ErrorCode, Problem};
+use common::wal;
 
 use super::replication::GUARD;
 use super::{Recovery, not_now, occupant, value};
@@ -190,8 +191,8 @@ impl Recovery<'_> {
         let mut next = || fields.next().flatten();
         let (replayed_lsn, streaming, age_ms) = (next(), next(), next());
         let lag_bytes = match (&flushed_lsn, &replayed_lsn) {
-            (Some(flushed), Some(replayed)) => position(flushed)
-                .zip(position(replayed))
+            (Some(flushed), Some(replayed)) => wal::position(flushed)
+                .zip(wal::position(replayed))
                 .map(|(flushed, replayed)| flushed.saturating_sub(replayed)),
             _ => None,
         };
@@ -256,24 +257,5 @@ pub(super) fn standby_port(options: &InstanceOptions) -> u16 {
     match options.port {
         5432 => 5433,
         _ => 5432,
-    }
-}
-
-/// A WAL position as a number.
-pub(super) fn position(text: &str) -> Option<u64> {
-    let (high, low) = text.split_once('/')?;
-    let part = |text: &str| u64::from_str_radix(text, 16).ok();
-    Some((part(high)? << 32) | part(low)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn positions_are_numbers() {
-        assert_eq!(position("0/3000060"), Some(0x300_0060));
-        assert_eq!(position("2/1"), Some((2 << 32) + 1));
-        assert_eq!(position("x"), None);
     }
 }

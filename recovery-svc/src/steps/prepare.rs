@@ -1,11 +1,11 @@
 //! Prepare: PostgreSQL of the backup's major version is found, then configuration and recovery settings are written.
 
-use common::agent::hand::{InstanceOptions, InstanceStatus, Request, Response};
+use common::agent::hand::{InstanceOptions, Request, Response};
 use common::messages::Step;
 use common::problem::{ErrorCode, Problem};
 use common::session::StepOutcome;
 
-use super::{Grip, Run};
+use super::{Grip, Run, instance_runs};
 use crate::hand::{ACT_FOR, LOOK_FOR, unexpected};
 
 pub(super) async fn run(run: Run<'_>) -> Result<StepOutcome, Problem> {
@@ -68,15 +68,6 @@ async fn running(run: &Run<'_>, hand: &Grip<'_>) -> Result<Option<InstanceOption
     let (true, Some(instance)) = (state.made.instance, state.instance.clone()) else {
         return Ok(None);
     };
-    let request = Request::InstanceStatus {
-        place: state.spec.place.clone(),
-        instance: instance.clone(),
-    };
-    match hand.ask(request, LOOK_FOR).await? {
-        Response::Instance(InstanceStatus::Stopped { .. }) => Ok(None),
-        Response::Instance(InstanceStatus::Recovering { .. } | InstanceStatus::Ready { .. }) => {
-            Ok(Some(instance))
-        }
-        other => Err(unexpected("the instance's status", &other)),
-    }
+    let runs = instance_runs(hand, state, instance.clone()).await?;
+    Ok(runs.then_some(instance))
 }

@@ -6,8 +6,10 @@ use common::agent::hand::{InstanceStatus, Request, Response};
 use common::messages::{Published, Step};
 use common::problem::{ErrorCode, Problem};
 use common::session::StepOutcome;
+use common::wal;
 use tokio::time::Instant;
 
+use super::recovery::last_words;
 use super::{Finished, Grip, Run, prepared};
 use crate::executor::pause;
 use crate::hand::{LOOK_FOR, unexpected};
@@ -54,7 +56,7 @@ pub(super) async fn run(run: Run<'_>) -> Finished {
                     if told_at.is_none_or(|at| at.elapsed() >= PROGRESS_EVERY) {
                         told_at = Some(Instant::now());
                         let replayed = seen_lsn.as_deref().unwrap_or_default();
-                        first_bytes = first_bytes.or_else(|| lsn_bytes(replayed));
+                        first_bytes = first_bytes.or_else(|| wal::position(replayed));
                         tell(&run, replayed, first_bytes).await;
                     }
                 } else if advanced_at.elapsed() >= stall_max {
@@ -101,7 +103,7 @@ async fn tell(run: &Run<'_>, replayed: &str, first_bytes: Option<u64>) {
         Some(end) => format!("replayed {replayed} of {end}"),
         None => format!("replayed {replayed}"),
     };
-    let positions = (lsn_bytes(replayed), end.and_then(lsn_bytes));
+    let positions = (wal::position(replayed), end.and_then(wal::position));
     run.progress(Step::Recover, text, replayed_bytes(positions, first_bytes))
         .await;
 }
@@ -116,13 +118,6 @@ fn replayed_bytes(
     let done = replayed.map(since_first);
     let total = end.map(since_first).filter(|total| done <= Some(*total));
     (done, total)
-}
-
-/// A WAL position `X/X` as a number of bytes.
-pub(crate) fn lsn_bytes(text: &str) -> Option<u64> {
-    let (high, low) = text.split_once('/')?;
-    let part = |hex: &str| u32::from_str_radix(hex, 16).ok();
-    Some(u64::from(part(high)?) << 32 | u64::from(part(low)?))
 }
 
 struct Reached {
@@ -158,18 +153,12 @@ fn published(run: &Run<'_>, reached: Reached) -> Result<StepOutcome, Problem> {
 
 /// PostgreSQL is not there any more; its last words say why.
 pub(crate) fn stopped(last_log_lines: &[String]) -> Problem {
-    let words: Vec<&str> = last_log_lines.iter().map(String::as_str).collect();
-    let words = if words.is_empty() {
-        "its log is empty".to_owned()
-    } else {
-        // The end matters most, and a problem's text is cut at its end.
-        let text = words.join(" | ");
-        let skip = text.chars().count().saturating_sub(800);
-        text.chars().skip(skip).collect()
-    };
     Problem::new(
         ErrorCode::InstanceFailed,
-        format!("PostgreSQL is not running; its last log lines: {words}"),
+        format!(
+            "PostgreSQL is not running; its last log lines: {}",
+            last_words(last_log_lines)
+        ),
         "look into the session's log directory, mend the cause, then retry",
     )
 }
@@ -188,22 +177,7 @@ fn stalled(replayed: Option<&str>, limit: Duration) -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use super::{lsn_bytes, replayed_bytes};
-
-    #[test]
-    fn a_wal_position_is_a_number_of_bytes() {
-        for (text, bytes) in [
-            ("0/3000060", Some(0x300_0060)),
-            ("1/0", Some(1 << 32)),
-            ("FFFFFFFF/FFFFFFFF", Some(u64::MAX)),
-            ("", None),
-            ("1", None),
-            ("1/x", None),
-            ("100000000/0", None),
-        ] {
-            assert_eq!(lsn_bytes(text), bytes, "{text}");
-        }
-    }
+    use super::replayed_bytes;
 
     #[test]
     fn what_is_replayed_is_counted_from_the_first_position_and_never_more_than_the_whole() {

@@ -8,10 +8,11 @@ use common::agent::hand::{
 use common::messages::Step;
 use common::problem::{ErrorCode, Problem};
 use common::session::{FinalInstance, StepOutcome};
+use common::wal;
 use tokio::time::Instant;
 
 use super::recovery::{act, ask, last_words, unfitting};
-use super::{Finished, Grip, Run, lsn_bytes, prepared, standby};
+use super::{Finished, Grip, Run, prepared, standby};
 use crate::executor::pause;
 use crate::hand::{ACT_FOR, LOOK_FOR, unexpected};
 
@@ -61,8 +62,8 @@ async fn wait_for_standby(
         match standby::status(hand, run.state()).await {
             Ok(status) if !status.running => return Finished::Failed(standby::ended(&status)),
             Ok(status) => {
-                let replayed = status.replayed_lsn.as_deref().and_then(lsn_bytes);
-                if status.streaming && replayed >= lsn_bytes(flushed_lsn) {
+                let replayed = status.replayed_lsn.as_deref().and_then(wal::position);
+                if status.streaming && replayed >= wal::position(flushed_lsn) {
                     return Finished::Done(StepOutcome::Done);
                 }
             }

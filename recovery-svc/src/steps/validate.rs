@@ -1,13 +1,11 @@
 //! Validate: the target answers and has what the session needs, before anything is made.
 
-use common::agent::hand::{
-    InstanceStatus, RecoveryAction, RecoveryResponse, Request, Response, VolumeFacts,
-};
+use common::agent::hand::{RecoveryAction, RecoveryResponse, Request, Response, VolumeFacts};
 use common::ids::SessionId;
 use common::problem::{ErrorCode, Problem};
 use common::session::{Phase, StepOutcome};
 
-use super::{Grip, Run, recovery};
+use super::{Grip, Run, instance_runs, recovery};
 use crate::hand::{LOOK_FOR, unexpected};
 use crate::stored::{SESSION, Stored};
 
@@ -124,14 +122,7 @@ async fn own_instance_runs(run: &Run<'_>, hand: &Grip<'_>) -> Result<bool, Probl
         .await?;
         return Ok(false);
     }
-    let request = Request::InstanceStatus { place, instance };
-    match hand.ask(request, LOOK_FOR).await? {
-        Response::Instance(InstanceStatus::Stopped { .. }) => Ok(false),
-        Response::Instance(InstanceStatus::Recovering { .. } | InstanceStatus::Ready { .. }) => {
-            Ok(true)
-        }
-        other => Err(unexpected("the instance's status", &other)),
-    }
+    instance_runs(hand, state, instance).await
 }
 
 /// No other session of this service has the port, even one that has not started its instance yet.
