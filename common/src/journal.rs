@@ -112,18 +112,23 @@ impl From<JournalError> for Problem {
     }
 }
 
-/// The open journal. Cheap to clone; the last clone closes it.
+/// The open journal. Cheap to clone; [`Journal::close`] closes it for all clones.
 #[derive(Clone)]
 pub struct Journal {
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    connection: Mutex<Connection>,
+    /// None once the journal is closed.
+    open: Mutex<Option<Open>>,
     env: Env,
     /// Wakes the relay after a commit that may have left something in the outbox.
     committed: Notify,
-    /// Held for the life of the journal: the operating system gives it back when the process ends, however it ends.
+}
+
+struct Open {
+    connection: Connection,
+    /// The operating system gives it back when the process ends, however it ends.
     _lock: File,
 }
 
@@ -170,10 +175,12 @@ impl Journal {
         let connection = schema::open(&path)?;
         Ok(Self {
             shared: Arc::new(Shared {
-                connection: Mutex::new(connection),
+                open: Mutex::new(Some(Open {
+                    connection,
+                    _lock: lock,
+                })),
                 env,
                 committed: Notify::new(),
-                _lock: lock,
             }),
         })
     }
@@ -192,6 +199,22 @@ impl Journal {
         done.unwrap_or_else(|_| Err(JournalError::Closing.into()))
     }
 
+    /// Closes the file and gives its lock back, after a commit that is under way (it runs to its end even when nobody waits for it any more).
+    /// Every later commit fails with [`JournalError::Closing`].
+    pub async fn close(&self) {
+        let shared = Arc::clone(&self.shared);
+        let closed = tokio::task::spawn_blocking(move || {
+            shared
+                .open
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+        });
+        if closed.await.is_err() {
+            tracing::warn!("the journal could not be closed");
+        }
+    }
+
     /// Waits until something may have been put into the outbox.
     async fn committed(&self) {
         self.shared.committed.notified().await;
@@ -204,11 +227,11 @@ impl Shared {
         work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         // A panic in `work` rolled its transaction back: the connection is as good as before.
-        let mut connection = self
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let sqlite = open
+            .as_mut()
+            .ok_or(JournalError::Closing)?
             .connection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let sqlite = connection
             .transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)
             .map_err(JournalError::from)?;
         let transaction = Transaction {

@@ -61,7 +61,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Problem>
     let service = Service {
         config,
         env,
-        journal,
+        journal: journal.clone(),
         bus: bus.clone(),
         store: store.clone(),
         metrics,
@@ -73,6 +73,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), Problem>
     relay_stop.cancel();
     tasks.close();
     tasks.wait().await;
+    journal.close().await;
     bus.close().await;
     bus_stop.cancel();
     tracing::info!("mount-svc has stopped; mounts and published instances go on");

@@ -202,5 +202,6 @@ impl Running {
         {
             tracing::warn!("some activities did not come to rest in time");
         }
+        self.service.journal.close().await;
     }
 }

@@ -87,6 +87,44 @@ async fn a_journal_has_one_owner() {
     open(directory.path());
 }
 
+#[tokio::test]
+async fn closing_waits_for_a_commit_that_nobody_awaits_any_more_and_gives_the_file_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let journal = open(directory.path());
+    let (begun, has_begun) = tokio::sync::oneshot::channel();
+    let (go, may_go) = std::sync::mpsc::channel();
+    let commit = tokio::spawn({
+        let journal = journal.clone();
+        async move {
+            let work = move |t: &Transaction<'_>| {
+                begun.send(()).unwrap();
+                may_go.recv().unwrap();
+                t.remember(Uuid::from_u128(1), "done")
+            };
+            journal.commit(work).await
+        }
+    });
+    has_begun.await.unwrap();
+    commit.abort();
+    let closing = tokio::spawn({
+        let journal = journal.clone();
+        async move { journal.close().await }
+    });
+    let second = Journal::open(directory.path(), Env::system());
+    assert!(matches!(second, Err(JournalError::InUse { .. })));
+    go.send(()).unwrap();
+    closing.await.unwrap();
+    let after = journal
+        .commit(|t| t.remember(Uuid::from_u128(2), "too late"))
+        .await;
+    assert!(matches!(after, Err(JournalError::Closing)), "{after:?}");
+    let reopened = open(directory.path());
+    let outcome = reopened
+        .commit(|t| t.inbox_outcome(Uuid::from_u128(1)))
+        .await;
+    assert_eq!(outcome.unwrap().as_deref(), Some("done"));
+}
+
 #[test]
 fn a_damaged_or_newer_file_is_refused_with_the_reason() {
     let directory = tempfile::tempdir().unwrap();
