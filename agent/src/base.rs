@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use common::agent::buffers::{Buffer, Buffers};
 use common::agent::hand::PROTOCOL_VERSION;
 use common::agent::pages::{HEAD_BYTES, PageFrame};
 
@@ -24,6 +25,8 @@ pub enum BaseError {
     TimedOut(Duration),
 }
 
+/// Buffers that are kept for the next answers.
+const BUFFERS_KEPT_MAX: usize = 8;
 const SEND_LIMIT: Duration = Duration::from_secs(20);
 
 /// The client side of the page channel.
@@ -31,6 +34,7 @@ const SEND_LIMIT: Duration = Duration::from_secs(20);
 pub struct Base {
     tree_hash: u32,
     wait_limit: Duration,
+    buffers: Arc<Buffers>,
     state: Mutex<State>,
 }
 
@@ -103,6 +107,7 @@ impl Base {
         Self {
             tree_hash,
             wait_limit,
+            buffers: Buffers::new(BUFFERS_KEPT_MAX),
             state: Mutex::default(),
         }
     }
@@ -131,7 +136,7 @@ impl Base {
     pub fn ask(
         &self,
         range: Range,
-        taker: impl FnOnce(Result<Vec<u8>, Refused>) + Send + 'static,
+        taker: impl FnOnce(Result<Buffer, Refused>) + Send + 'static,
     ) -> u64 {
         let taker = Box::new(move |answer| {
             taker(match answer {
@@ -203,7 +208,7 @@ impl Base {
 
     fn expect_hello(&self, reader: &mut UnixStream) -> io::Result<()> {
         reader.set_read_timeout(Some(SEND_LIMIT))?;
-        let hello = read_frame(reader)?;
+        let hello = read_frame(reader, &self.buffers)?;
         reader.set_read_timeout(None)?;
         let wanted = PageFrame::Hello {
             protocol: PROTOCOL_VERSION,
@@ -218,7 +223,7 @@ impl Base {
 
     fn receive(&self, reader: &mut UnixStream) -> io::Result<()> {
         loop {
-            let frame = read_frame(reader)?;
+            let frame = read_frame(reader, &self.buffers)?;
             let (PageFrame::Data { request, .. } | PageFrame::Failed { request, .. }) = &frame
             else {
                 return Err(io::Error::other("a frame that only a worker sends"));
@@ -254,10 +259,10 @@ impl Channel {
 }
 
 /// Reads one frame of the page channel.
-pub fn read_frame(reader: &mut impl Read) -> io::Result<PageFrame> {
+pub fn read_frame(reader: &mut impl Read, buffers: &Arc<Buffers>) -> io::Result<PageFrame> {
     let mut head = [0; HEAD_BYTES];
     reader.read_exact(&mut head)?;
-    let mut rest = vec![0; PageFrame::rest_length(&head).map_err(io::Error::other)?];
+    let mut rest = buffers.take(PageFrame::rest_length(&head).map_err(io::Error::other)?);
     reader.read_exact(&mut rest)?;
     PageFrame::from_parts(head, rest).map_err(io::Error::other)
 }

@@ -21,6 +21,7 @@ pub mod record;
 pub mod runtime;
 pub mod store;
 pub mod tree;
+mod uncached;
 pub mod upkeep;
 pub mod writeback;
 

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
-use common::agent::hand::{MountOptions, SessionPlace};
+use common::agent::hand::{Hydrate, MountOptions, SessionPlace};
 use serde::{Deserialize, Serialize};
 
 use crate::base::Base;
@@ -77,7 +77,12 @@ pub fn run(spec: WorkerSpec) -> anyhow::Result<()> {
         },
         statistics.clone(),
     ));
-    let transfer = Transfer::start(store.clone(), base.clone(), room.clone())?;
+    let transfer = Transfer::start(
+        store.clone(),
+        base.clone(),
+        room.clone(),
+        spec.options.hydrate == Hydrate::None,
+    )?;
     let transfer = Arc::new(transfer);
     let options = HydratorOptions {
         hydrate: spec.options.hydrate,

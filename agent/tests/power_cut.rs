@@ -174,7 +174,10 @@ impl World {
                 }) => {
                     let from = offset as usize;
                     let bytes = base_content(file)[from..from + length as usize].to_vec();
-                    let got = Fetched { offset, bytes };
+                    let got = Fetched {
+                        offset,
+                        bytes: bytes.into(),
+                    };
                     if keep {
                         self.store.fill(node, &got).unwrap();
                     }
@@ -319,7 +322,15 @@ impl World {
         let end = ((first + count) * 8192).min(base_content(base.file).len() as u64);
         let bytes = base_content(base.file)[(first * 8192) as usize..end as usize].to_vec();
         let offset = first * 8192;
-        self.store.fill(node, &Fetched { offset, bytes }).unwrap();
+        self.store
+            .fill(
+                node,
+                &Fetched {
+                    offset,
+                    bytes: bytes.into(),
+                },
+            )
+            .unwrap();
     }
 
     fn give_back(&mut self, node: &Arc<Node>, bytes: u64) {
@@ -330,7 +341,7 @@ impl World {
             let bytes = base_content(base.file)[(first * 8192) as usize..].to_vec();
             let piece = Arc::new(Fetched {
                 offset: first * 8192,
-                bytes,
+                bytes: bytes.into(),
             });
             self.store.prove(node, (first, count), &[piece]).unwrap();
         }

@@ -127,7 +127,7 @@ impl Postgres {
                 Outcome::Needs(need) => {
                     fetched = vec![Arc::new(Fetched {
                         offset: need.offset,
-                        bytes: vec![0; need.length as usize],
+                        bytes: vec![0; need.length as usize].into(),
                     })];
                 }
             }

@@ -4,6 +4,7 @@
 //! one [`hand::ResponseFrame`] a line back, one at a time. After a granted [`hand::Request::Attach`] the same connection
 //! carries the binary frames of [`pages`], in which the agent asks for pages of the backup.
 
+pub mod buffers;
 #[cfg(feature = "service")]
 pub mod client;
 pub mod hand;

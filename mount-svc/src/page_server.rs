@@ -3,11 +3,15 @@
 use std::io;
 use std::sync::Arc;
 
+use common::agent::buffers::{Buffer, Buffers};
 use common::agent::hand::PROTOCOL_VERSION;
 use common::agent::pages::{DataFrame, HEAD_BYTES, PageFrame};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
+
+/// Buffers that a page channel keeps for its next answers.
+const BUFFERS_KEPT_MAX: usize = 8;
 
 /// What a page server reads from: a backup, or in tests something that fails on demand.
 pub trait PageSource: Send + Sync + 'static {
@@ -36,7 +40,8 @@ where
     C: AsyncRead + AsyncWrite + Send + 'static,
 {
     let (mut reader, mut writer) = tokio::io::split(channel);
-    let (answers, mut outgoing) = mpsc::channel::<Vec<u8>>(reads_max);
+    let (answers, mut outgoing) = mpsc::channel::<Buffer>(reads_max);
+    let buffers = Buffers::new(BUFFERS_KEPT_MAX.min(reads_max));
     let hello = PageFrame::Hello {
         protocol: PROTOCOL_VERSION,
         tree_hash,
@@ -76,9 +81,11 @@ where
             break Ok(());
         };
         let (source, answers) = (source.clone(), answers.clone());
+        let buffers = buffers.clone();
         work.spawn(async move {
             let answer = tokio::task::spawn_blocking(move || {
-                answer(source.as_ref(), request, file, offset, length)
+                let room = DataFrame::with_room(&buffers, length);
+                answer(source.as_ref(), room, (request, file, offset))
             });
             if let Ok(frame) = answer.await {
                 // A closed channel means that the page channel is gone: nobody waits for the answer.
@@ -102,8 +109,11 @@ fn flatten(written: Option<Result<io::Result<()>, tokio::task::JoinError>>) -> i
 }
 
 // The answer as bytes on the wire: what was read lies in its frame from the beginning.
-fn answer(source: &dyn PageSource, request: u64, file: u32, offset: u64, length: u32) -> Vec<u8> {
-    let mut frame = DataFrame::with_room(length);
+fn answer(
+    source: &dyn PageSource,
+    mut frame: DataFrame,
+    (request, file, offset): (u64, u32, u64),
+) -> Buffer {
     match source.read_at(file, offset, frame.room()) {
         Ok(count) => frame.finish(request, count),
         Err(failure) => PageFrame::Failed {
@@ -111,7 +121,8 @@ fn answer(source: &dyn PageSource, request: u64, file: u32, offset: u64, length:
             permanent: failure.permanent,
             message: failure.message,
         }
-        .encode(),
+        .encode()
+        .into(),
     }
 }
 
@@ -125,7 +136,9 @@ async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<
     let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
     let mut rest = vec![0; PageFrame::rest_length(&head).map_err(invalid)?];
     reader.read_exact(&mut rest).await?;
-    PageFrame::from_parts(head, rest).map(Some).map_err(invalid)
+    PageFrame::from_parts(head, rest.into())
+        .map(Some)
+        .map_err(invalid)
 }
 
 #[cfg(test)]

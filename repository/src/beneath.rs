@@ -2,12 +2,13 @@
 //! itself with `O_NOFOLLOW`, so no rename or link made meanwhile leads elsewhere.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, openat};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use crate::pg_basebackup::ReadAt;
 
@@ -56,11 +57,38 @@ fn refuse_dots(part: &str) -> io::Result<()> {
     }
 }
 
+/// `RWF_DONTCACHE` of Linux 6.14 (`linux/fs.h`), for which rustix has no name yet.
+const DONT_CACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
+
+/// Reads once, and leaves behind in the page cache only what was there before: whoever asks keeps what it got, and a second copy
+/// here would cost fresh memory for every page. Where that cannot be had it is an ordinary read.
+fn read_once_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    match preadv2(file, &mut [IoSliceMut::new(buffer)], offset, DONT_CACHE) {
+        Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => file.read_at(buffer, offset),
+        result => Ok(result?),
+    }
+}
+
 /// Reads until the buffer is full or the file ends.
 pub(crate) fn read_full_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    fill(offset, buffer, |offset, rest| file.read_at(rest, offset))
+}
+
+/// As [`read_full_at`], for pages that are handed on.
+pub(crate) fn read_pages_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    fill(offset, buffer, |offset, rest| {
+        read_once_at(file, offset, rest)
+    })
+}
+
+fn fill(
+    offset: u64,
+    buffer: &mut [u8],
+    mut read: impl FnMut(u64, &mut [u8]) -> io::Result<usize>,
+) -> io::Result<usize> {
     let mut done = 0;
     while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, offset + done as u64) {
+        match read(offset + done as u64, rest) {
             Ok(0) => break,
             Ok(count) => done += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -5,6 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
+use common::agent::buffers::Buffer;
 use rustix::io::Errno;
 
 use super::disk::{DiskFile, DiskName};
@@ -30,7 +31,7 @@ pub struct Fetched {
     /// First byte, at the beginning of a granule.
     pub offset: u64,
     /// The bytes.
-    pub bytes: Vec<u8>,
+    pub bytes: Buffer,
 }
 
 impl Fetched {
@@ -76,8 +77,8 @@ fn padded(bytes: &[u8], length: u64) -> Cow<'_, [u8]> {
 }
 
 // A write that fails midway leaves the file's size as it was.
-fn write_or_leave(file: &dyn DiskFile, bytes: &[u8], offset: u64, size: u64) -> io::Result<()> {
-    file.write_at(bytes, offset).inspect_err(|_| {
+fn or_leave(file: &dyn DiskFile, size: u64, written: io::Result<()>) -> io::Result<()> {
+    written.inspect_err(|_| {
         file.set_size(size).ok();
     })
 }
@@ -179,7 +180,8 @@ impl Store {
             let padded_end = (granule * GRANULE_BYTES).min(state.size);
             let bytes = padded(bytes, padded_end - from * GRANULE_BYTES);
             let file = self.data_file(node, &mut state)?;
-            write_or_leave(file.as_ref(), &bytes, from * GRANULE_BYTES, state.size)?;
+            let at = from * GRANULE_BYTES;
+            or_leave(file.as_ref(), state.size, file.write_copy_at(&bytes, at))?;
             self.note_present(node.ino, &mut state, from..granule, 0)?;
             self.account.grow(node.ino, bytes.len() as u64);
         }
@@ -224,7 +226,7 @@ impl Store {
         if state.base.is_none() {
             let file = self.data_file(node, &mut state)?;
             let size = file.stat()?.size;
-            write_or_leave(file.as_ref(), bytes, offset, size)?;
+            or_leave(file.as_ref(), size, file.write_at(bytes, offset))?;
             self.mark_dirty(node.ino, &mut state);
             return Ok(Outcome::Done(()));
         }
@@ -256,7 +258,8 @@ impl Store {
         }
         let file = self.data_file(node, &mut state)?;
         self.note_rewriting(node, &mut state, offset, end)?;
-        write_or_leave(file.as_ref(), &image, image_offset, state.size)?;
+        let written = file.write_at(&image, image_offset);
+        or_leave(file.as_ref(), state.size, written)?;
         state.size = state.size.max(end);
         state.attributes.modified_at = now();
         state.attributes.changed_at = state.attributes.modified_at;

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, Timespec, Timestamps};
 
-use super::Ino;
 use super::record::Nanoseconds;
+use super::{Ino, uncached};
 
 /// A file of the cache directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -98,6 +98,10 @@ pub trait DiskFile: Debug + Send + Sync {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Writes all or fails.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// As [`DiskFile::write_at`], for bytes that somebody else has in memory: they need not stay there a second time.
+    fn write_copy_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.write_at(bytes, offset)
+    }
     /// Makes the content durable.
     fn sync_data(&self) -> io::Result<()>;
     /// Begins to write a range to the disk, to the end where the length is 0; promises nothing.
@@ -227,6 +231,10 @@ impl DiskFile for RealFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.0.write_all_at(bytes, offset)
+    }
+
+    fn write_copy_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        uncached::write_all_at(&self.0, bytes, offset)
     }
 
     fn sync_data(&self) -> io::Result<()> {

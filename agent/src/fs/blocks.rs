@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use common::agent::buffers::Buffer;
+
 use crate::base::{Base, BaseError, Range, Refused};
 use crate::cache::content::Fetched;
 
@@ -66,6 +68,8 @@ struct State {
 struct Piece {
     end: u64,
     claim: u64,
+    // How many bytes of it readers have had.
+    served_bytes: u64,
     standing: Standing,
 }
 
@@ -184,6 +188,36 @@ impl Blocks {
         }
     }
 
+    /// A reader has had these bytes: the kernel keeps them, and a piece that was had whole need not be kept here.
+    pub(super) fn note_served(&self, span: Span) {
+        let mut state = self.lock();
+        let first = state
+            .pieces
+            .range(..=(span.file, span.start))
+            .next_back()
+            .filter(|((file, _), _)| *file == span.file)
+            .map_or(span.start, |((_, start), _)| *start);
+        let mut whole = Vec::new();
+        let touched = state
+            .pieces
+            .range_mut((span.file, first)..(span.file, span.end));
+        for (key, piece) in touched {
+            let had = piece
+                .end
+                .min(span.end)
+                .saturating_sub(key.1.max(span.start));
+            piece.served_bytes += had;
+            if piece.served_bytes >= piece.end - key.1
+                && matches!(piece.standing, Standing::Here(_))
+            {
+                whole.push(*key);
+            }
+        }
+        for key in whole {
+            state.take_out(key);
+        }
+    }
+
     /// A piece is in the cache now: it need not be kept here.
     pub(super) fn forget(&self, file: u32, piece: &Arc<Fetched>) {
         let mut state = self.lock();
@@ -216,7 +250,7 @@ impl Blocks {
         &self,
         key: Key,
         claim: u64,
-        answer: Result<Vec<u8>, Refused>,
+        answer: Result<Buffer, Refused>,
     ) -> Option<Arc<Fetched>> {
         let mut state = self.lock();
         // Given up meanwhile: whoever wants it has asked again.
@@ -293,6 +327,7 @@ impl State {
                 let piece = Piece {
                     end,
                     claim: self.next_claim,
+                    served_bytes: 0,
                     standing: Standing::Coming,
                 };
                 self.pieces.insert((file, start), piece);

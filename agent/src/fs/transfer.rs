@@ -5,7 +5,8 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
@@ -25,6 +26,8 @@ const UNIT_BYTES: u64 = 64 * 1024;
 /// Copies that wait to be kept; more are not kept, for the next reader brings them again.
 const KEEP_QUEUE: usize = 24;
 const KEEP_THREADS: usize = 1;
+/// So long after the last question ahead of a reader it is still taken to read on.
+const RUNS_FOR: Duration = Duration::from_millis(200);
 
 /// Moves bytes between readers and writers, the cache and the backup.
 #[derive(Debug)]
@@ -32,24 +35,37 @@ pub struct Transfer {
     store: Arc<Store>,
     base: Arc<Base>,
     room: Arc<Room>,
+    keeps_streams: bool,
     blocks: Arc<Blocks>,
     keeper: Arc<Pool>,
     streams: Streams,
     // Readers and writers who wait for the backup at this moment.
     foreground: AtomicUsize,
+    began_at: Instant,
+    // When somebody last read on and on, in milliseconds since the beginning.
+    last_run_ahead_ms: AtomicU64,
 }
 
 impl Transfer {
-    /// Between this cache and this backup.
-    pub fn start(store: Arc<Store>, base: Arc<Base>, room: Arc<Room>) -> io::Result<Self> {
+    /// Between this cache and this backup. What somebody reads on and on is kept at once only if `keeps_streams`; else it is left to
+    /// the hydrator, so that the reader does not share disk and memory with copies of what it reads.
+    pub fn start(
+        store: Arc<Store>,
+        base: Arc<Base>,
+        room: Arc<Room>,
+        keeps_streams: bool,
+    ) -> io::Result<Self> {
         Ok(Self {
             store,
             base: base.clone(),
             room,
+            keeps_streams,
             blocks: Arc::new(Blocks::new(base)),
             keeper: Arc::new(Pool::start_behind("keep", KEEP_THREADS, KEEP_QUEUE)?),
             streams: Streams::default(),
             foreground: AtomicUsize::new(0),
+            began_at: Instant::now(),
+            last_run_ahead_ms: AtomicU64::new(0),
         })
     }
 
@@ -62,7 +78,14 @@ impl Transfer {
     pub fn read_now(&self, node: &Node, offset: u64, length: u32) -> io::Result<Outcome<Content>> {
         match self.store.read(node, offset, length, &[])? {
             Outcome::Needs(need) => match self.blocks.find(span(need)) {
-                Some(pieces) => self.store.read(node, offset, length, &pieces),
+                Some(pieces) => {
+                    let outcome = self.store.read(node, offset, length, &pieces)?;
+                    if let Outcome::Done(_) = outcome {
+                        self.blocks
+                            .note_served(read_span(need.file, offset, length));
+                    }
+                    Ok(outcome)
+                }
                 None => Ok(Outcome::Needs(need)),
             },
             done => Ok(done),
@@ -71,7 +94,13 @@ impl Transfer {
 
     /// Reads, waiting for the backup where needed.
     pub fn read(&self, node: &Arc<Node>, offset: u64, length: u32) -> io::Result<Content> {
-        self.carry_out(node, |pieces| self.store.read(node, offset, length, pieces))
+        let content =
+            self.carry_out(node, |pieces| self.store.read(node, offset, length, pieces))?;
+        if let Some(base) = node.lock().base {
+            self.blocks
+                .note_served(read_span(base.file, offset, length));
+        }
+        Ok(content)
     }
 
     /// Writes, waiting for the backup where needed.
@@ -123,7 +152,13 @@ impl Transfer {
         let Some(base) = node.lock().base else {
             return;
         };
-        let arrived = self.keeping(node, base.file);
+        let arrived = match self.keeps_streams {
+            true => self.keeping(node, base.file),
+            false => Arc::new(|_| {}),
+        };
+        let now_ms = self.began_at.elapsed().as_millis();
+        let now_ms = u64::try_from(now_ms).unwrap_or(u64::MAX);
+        self.last_run_ahead_ms.store(now_ms, Ordering::Relaxed);
         let end = end.min(base.length);
         let mut from = start / PIECE_BYTES_MAX * PIECE_BYTES_MAX;
         while from < end {
@@ -233,9 +268,11 @@ impl Transfer {
         self.base.status().attached
     }
 
-    /// Whether somebody waits for the backup.
+    /// Whether somebody waits for the backup, or is reading on and on.
     pub fn is_waited_for(&self) -> bool {
-        self.foreground.load(Ordering::Relaxed) > 0
+        let last = Duration::from_millis(self.last_run_ahead_ms.load(Ordering::Relaxed));
+        let runs = !last.is_zero() && self.began_at.elapsed().saturating_sub(last) < RUNS_FOR;
+        runs || self.foreground.load(Ordering::Relaxed) > 0
     }
 
     // A full volume: gives copies back and tries again, as long as there are some.
@@ -296,6 +333,14 @@ impl Transfer {
 /// Whether an operation failed for want of space.
 pub(super) fn is_full(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::NOSPC.raw_os_error())
+}
+
+fn read_span(file: u32, offset: u64, length: u32) -> Span {
+    Span {
+        file,
+        start: offset,
+        end: offset + u64::from(length),
+    }
 }
 
 fn span(need: Need) -> Span {

@@ -20,6 +20,7 @@ use agent::base::read_frame;
 use agent::cache::tree::{finish_of, write_chunk};
 use agent::supervisor;
 use agent::worker::client;
+use common::agent::buffers::Buffers;
 use common::agent::hand::{
     CacheAfterwards, MountOptions, MountStatus, PROTOCOL_VERSION, SessionPlace, TreeEntry,
     TreeEntryKind,
@@ -301,7 +302,7 @@ fn answer(
             file,
             offset,
             length,
-        } = read_frame(stream)?
+        } = read_frame(stream, &Buffers::new(1))?
         else {
             return Err(io::Error::other("not a read"));
         };
@@ -316,7 +317,10 @@ fn answer(
                 std::thread::sleep(Duration::from_millis(5));
             }
             let bytes = read_range(&path, offset, length).unwrap();
-            let frame = PageFrame::Data { request, bytes };
+            let frame = PageFrame::Data {
+                request,
+                bytes: bytes.into(),
+            };
             sender.lock().unwrap().write_all(&frame.encode()).ok();
         });
     }

@@ -3,6 +3,10 @@
 //! A frame is a little-endian `u32` length of what follows, a kind byte, a little-endian `u64` request number, and the rest by kind.
 //! The mount server speaks first ([`PageFrame::Hello`]); the worker ends the connection if the tree is not the one it shows.
 
+use std::sync::Arc;
+
+use super::buffers::{Buffer, Buffers};
+
 /// Longest frame, in bytes after the length.
 pub const FRAME_BYTES_MAX: usize = 5 * 1024 * 1024;
 
@@ -35,7 +39,7 @@ pub enum PageFrame {
         /// The read's number.
         request: u64,
         /// The bytes.
-        bytes: Vec<u8>,
+        bytes: Buffer,
     },
     /// Mount server to worker: the bytes cannot be had.
     Failed {
@@ -54,14 +58,14 @@ pub const HEAD_BYTES: usize = 13;
 /// A [`PageFrame::Data`] whose bytes are read straight into their place in the frame.
 #[derive(Debug)]
 pub struct DataFrame {
-    frame: Vec<u8>,
+    frame: Buffer,
 }
 
 impl DataFrame {
     /// A frame with room for so many bytes.
-    pub fn with_room(length: u32) -> Self {
+    pub fn with_room(buffers: &Arc<Buffers>, length: u32) -> Self {
         Self {
-            frame: vec![0; HEAD_BYTES + length as usize],
+            frame: buffers.take(HEAD_BYTES + length as usize),
         }
     }
 
@@ -71,7 +75,7 @@ impl DataFrame {
     }
 
     /// The whole frame, of the first `count` bytes.
-    pub fn finish(mut self, request: u64, count: usize) -> Vec<u8> {
+    pub fn finish(mut self, request: u64, count: usize) -> Buffer {
         self.frame.truncate(HEAD_BYTES + count);
         let length = u32::try_from(self.frame.len() - 4).unwrap_or(u32::MAX);
         let head = length
@@ -140,7 +144,7 @@ impl PageFrame {
     }
 
     /// Puts a frame together from its head and what follows it; bytes are taken over, not copied.
-    pub fn from_parts(head: [u8; HEAD_BYTES], rest: Vec<u8>) -> Result<Self, MalformedFrame> {
+    pub fn from_parts(head: [u8; HEAD_BYTES], rest: Buffer) -> Result<Self, MalformedFrame> {
         let [_, _, _, _, kind, number @ ..] = head;
         if kind == 3 {
             let request = u64::from_le_bytes(number);
@@ -195,7 +199,7 @@ impl PageFrame {
             }
             3 => Ok(PageFrame::Data {
                 request,
-                bytes: rest.to_vec(),
+                bytes: rest.to_vec().into(),
             }),
             4 | 5 => Ok(PageFrame::Failed {
                 request,
@@ -226,8 +230,10 @@ mod tests {
                     length
                 }
             ),
-            (any::<u64>(), any::<Vec<u8>>())
-                .prop_map(|(request, bytes)| PageFrame::Data { request, bytes }),
+            (any::<u64>(), any::<Vec<u8>>()).prop_map(|(request, bytes)| PageFrame::Data {
+                request,
+                bytes: bytes.into()
+            }),
             (any::<u64>(), any::<bool>(), any::<String>()).prop_map(
                 |(request, permanent, message)| PageFrame::Failed {
                     request,
@@ -247,11 +253,12 @@ mod tests {
             prop_assert_eq!(PageFrame::decode(&bytes[4..]).unwrap(), frame.clone());
             let (head, rest) = bytes.split_first_chunk().unwrap();
             prop_assert_eq!(PageFrame::rest_length(head).unwrap(), rest.len());
-            prop_assert_eq!(PageFrame::from_parts(*head, rest.to_vec()).unwrap(), frame.clone());
+            prop_assert_eq!(PageFrame::from_parts(*head, rest.to_vec().into()).unwrap(), frame.clone());
             if let PageFrame::Data { request, bytes: content } = frame {
-                let mut in_place = DataFrame::with_room(u32::try_from(content.len()).unwrap() + 3);
+                let room = u32::try_from(content.len()).unwrap() + 3;
+                let mut in_place = DataFrame::with_room(&Buffers::new(1), room);
                 in_place.room()[..content.len()].copy_from_slice(&content);
-                prop_assert_eq!(in_place.finish(request, content.len()), bytes);
+                prop_assert_eq!(&*in_place.finish(request, content.len()), &*bytes);
             }
         }
 

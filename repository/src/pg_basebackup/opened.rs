@@ -12,7 +12,7 @@ use super::handles::Handles;
 use super::plain::{PlainFiles, scan_plain};
 use super::tar::{TarFiles, scan_tar};
 use crate::backup::{Backup, VerifyProgress, VerifyReport};
-use crate::beneath::{open_file, open_root, read_full_at};
+use crate::beneath::{open_file, open_root, read_pages_at};
 use crate::restore_point::{BackupFormat, RestorePoint};
 use crate::tree::{EntryKind, FileIndex, Location, Tree, TreeBuilder};
 use crate::{OpenOptions, RepositoryError};
@@ -176,7 +176,7 @@ impl Content {
                 (self.handles.get(location.source, open)?, location.offset)
             }
         };
-        let read = read_full_at(&handle, start + offset, buffer);
+        let read = read_pages_at(&handle, start + offset, buffer);
         let read = read.map_err(|error| RepositoryError::unreadable(path, "read", error))?;
         if read < wanted {
             return Err(RepositoryError::corrupt(

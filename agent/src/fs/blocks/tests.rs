@@ -1,4 +1,5 @@
 use super::*;
+use common::agent::buffers::Buffers;
 use common::agent::hand::PROTOCOL_VERSION;
 use common::agent::pages::PageFrame;
 use std::io::Write;
@@ -40,7 +41,7 @@ fn scene(wait: Duration, mut refuse: Option<bool>) -> Scene {
             offset,
             length,
             ..
-        }) = read_frame(&mut theirs)
+        }) = read_frame(&mut theirs, &Buffers::new(1))
         {
             heard.lock().unwrap().push((offset, length));
             let answer = match refuse.take() {
@@ -51,7 +52,10 @@ fn scene(wait: Duration, mut refuse: Option<bool>) -> Scene {
                 },
                 None => PageFrame::Data {
                     request,
-                    bytes: (offset..offset + u64::from(length)).map(byte_at).collect(),
+                    bytes: (offset..offset + u64::from(length))
+                        .map(byte_at)
+                        .collect::<Vec<u8>>()
+                        .into(),
                 },
             };
             theirs.write_all(&answer.encode()).unwrap();
@@ -129,6 +133,26 @@ fn a_piece_that_is_kept_elsewhere_and_those_beyond_the_limit_are_forgotten() {
     assert!(scene.blocks.find(span(0, 1024)).is_none());
     // Told on the thread that receives, so that the last one may still be on its way.
     assert!(scene.arrivals.load(Ordering::Relaxed) >= 2 * HERE_BYTES_MAX / PIECE_BYTES_MAX);
+}
+
+#[test]
+fn a_piece_that_readers_have_had_whole_in_any_order_is_forgotten_and_no_other() {
+    let scene = scene(Duration::from_secs(20), None);
+    scene.get(span(0, 2048), span(0, 2048)).unwrap();
+    let elsewhere = Span {
+        file: 2,
+        ..span(0, 2048)
+    };
+    scene.blocks.note_served(elsewhere);
+    scene.blocks.note_served(span(512, 1024));
+    scene.blocks.note_served(span(1024, 1536));
+    assert!(scene.blocks.find(span(0, 2048)).is_some());
+    scene.blocks.note_served(span(0, 512));
+    assert!(scene.blocks.find(span(0, 8)).is_none());
+    assert!(scene.blocks.find(span(1024, 2048)).is_some());
+    scene.blocks.note_served(span(1536, 4096));
+    assert!(scene.blocks.find(span(1024, 1032)).is_none());
+    assert_eq!(scene.blocks.lock().here_bytes, 0);
 }
 
 #[test]
