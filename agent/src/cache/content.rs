@@ -60,6 +60,8 @@ pub enum Outcome<T> {
 
 /// How many granules are copied before others get the node.
 const FILL_GRANULES: u64 = 32;
+/// Copies of files up to this size stay in memory, in bytes.
+const SMALL_BYTES_MAX: u64 = 1024 * 1024;
 const SEEK_DATA: i32 = 3;
 /// Longest copy in one request, so that other requests do not wait.
 const COPY_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -181,7 +183,12 @@ impl Store {
             let bytes = padded(bytes, padded_end - from * GRANULE_BYTES);
             let file = self.data_file(node, &mut state)?;
             let at = from * GRANULE_BYTES;
-            or_leave(file.as_ref(), state.size, file.write_copy_at(&bytes, at))?;
+            // A small file is opened again by every backend, and the kernel serves it then.
+            let written = match base.length <= SMALL_BYTES_MAX {
+                true => file.write_at(&bytes, at),
+                false => file.write_copy_at(&bytes, at),
+            };
+            or_leave(file.as_ref(), state.size, written)?;
             self.note_present(node.ino, &mut state, from..granule, 0)?;
             self.account.grow(node.ino, bytes.len() as u64);
         }
