@@ -38,7 +38,7 @@ const CUTS: u64 = 8;
 const CUTS_OF_A_RUN: u64 = 100;
 const LOAD_S: u64 = 3;
 const LIMIT: Duration = Duration::from_secs(60);
-/// Every so many images all is looked at: all indexes, all heaps, all checksums.
+/// Of so many images one is looked at in all its indexes, heaps and checksums, and on one the power is cut again.
 const THOROUGH_EVERY: u64 = 4;
 const BALANCES: &str = "WITH sums AS (SELECT (SELECT sum(abalance) FROM pgbench_accounts) a, \
      (SELECT sum(tbalance) FROM pgbench_tellers) t, (SELECT sum(bbalance) FROM pgbench_branches) b, \
@@ -176,6 +176,15 @@ impl Drop for Instance<'_> {
     }
 }
 
+/// How much of an image is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    /// The commits and the balances.
+    Commits,
+    /// Every index, heap and page as well.
+    Everything,
+}
+
 /// What a published instance did with a disk.
 struct Run {
     programs: PathBuf,
@@ -246,14 +255,14 @@ impl Run {
     }
 
     /// Starts the instance again from the image of a cut, and fails unless all is there.
-    fn check(&self, image: Image, cut: usize, thoroughly: bool) {
-        let disk = LoopDisk::attach(image, None).unwrap();
+    fn check(&self, (image, log): (Image, Option<Log>), cut: usize, depth: Depth) -> Option<Log> {
+        let disk = LoopDisk::attach(image, log).unwrap();
         let volume = Volume::mount(&disk, &self.fixture.place.cache_root).unwrap();
         let instance = Instance::start(&self.fixture, &self.programs, self.hydrate);
         let kept = self.acknowledged.check(cut, |sql| instance.ask(sql));
         assert_eq!(kept, Ok(()));
         assert_eq!(instance.ask(BALANCES), "t", "the balances do not agree");
-        if thoroughly {
+        if depth == Depth::Everything {
             assert_eq!(instance.ask(INDEXES), "t");
             assert_eq!(instance.ask(HEAPS), "0");
             instance.published.stop();
@@ -263,6 +272,22 @@ impl Run {
         }
         drop(instance);
         volume.unmount().unwrap();
+        disk.end()
+    }
+
+    /// The same, then cuts the power a second time, somewhere in what was done on the image, and looks again.
+    fn check_twice(&self, image: &Image, cut: usize, random: &mut Random) {
+        let directory = self.directory.path();
+        let file = image.to_file(directory).unwrap();
+        let first = Image::over(file.try_clone().unwrap(), directory).unwrap();
+        let log = Log::in_directory(directory).unwrap();
+        let log = self.check((first, Some(log)), cut, Depth::Commits).unwrap();
+        let second_cut = random.below(log.entries().len() as u64) as usize;
+        println!("  and again before {second_cut} of {}", log.entries().len());
+        let mut images = CrashImages::new(Arc::new(log), file, directory);
+        let disk_is = (Flushes::Kept, Survivors::Some);
+        let second = images.cut(second_cut, disk_is, random).unwrap();
+        self.check((second, None), cut, Depth::Everything);
     }
 
     /// The same check must complain of a disk that ignored its flushes: it holds what it held long before.
@@ -273,8 +298,8 @@ impl Run {
             Survivors::Nothing,
         );
         let image = self.images().cut(ended, disk_is, &mut Random(1)).unwrap();
-        let check = AssertUnwindSafe(|| self.check(image, ended, false));
-        let complaint = std::panic::catch_unwind(check).unwrap_err();
+        let check = AssertUnwindSafe(|| self.check((image, None), ended, Depth::Commits));
+        let complaint = std::panic::catch_unwind(check).err().unwrap();
         let complaint = complaint.downcast_ref::<String>().unwrap();
         println!("of a disk that ignores flushes: {complaint}");
         assert!(
@@ -304,9 +329,12 @@ impl Run {
             let began_at = Instant::now();
             let disk_is = (Flushes::Kept, survivors);
             let image = images.cut(cut, disk_is, &mut random).unwrap();
-            let thoroughly = number % THOROUGH_EVERY == 0 || number == count;
             println!("SEED={seed}: cut {number} of {count} before {cut}, {survivors:?} survive(s)");
-            self.check(image, cut, thoroughly);
+            match number % THOROUGH_EVERY {
+                0 => drop(self.check((image, None), cut, Depth::Everything)),
+                2 => self.check_twice(&image, cut, &mut random),
+                _ => drop(self.check((image, None), cut, Depth::Commits)),
+            }
             println!(
                 "  {} acknowledged commits are there, {} ms",
                 self.acknowledged.count(cut),

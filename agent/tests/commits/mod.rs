@@ -97,7 +97,8 @@ impl Commits {
                     .unwrap();
                 runtime.block_on(async {
                     let (connected, connection) = config.connect(NoTls).await.unwrap();
-                    let driver = tokio::spawn(connection);
+                    let mut driver = tokio::task::JoinSet::new();
+                    driver.spawn(connection);
                     let mut number = last;
                     while !stop.load(Ordering::Relaxed) {
                         number += 1;
@@ -111,7 +112,7 @@ impl Commits {
                         acknowledged.lock().unwrap().push(commit);
                     }
                     drop(connected);
-                    driver.await.unwrap().unwrap();
+                    driver.join_next().await.unwrap().unwrap().unwrap();
                 });
             })
         });

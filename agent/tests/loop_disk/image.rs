@@ -59,7 +59,7 @@ impl Image {
     /// Whole sectors only.
     pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let length = bytes.len() as u64;
-        let fits = offset % SECTOR_BYTES == 0 && length % SECTOR_BYTES == 0;
+        let fits = offset.is_multiple_of(SECTOR_BYTES) && length.is_multiple_of(SECTOR_BYTES);
         if !fits || offset + length > self.size_bytes {
             return Err(io::Error::other(format!(
                 "{length} bytes at {offset} are no sectors of this disk"
@@ -70,5 +70,22 @@ impl Image {
             self.written[(sector / 64) as usize] |= 1 << (sector % 64);
         }
         Ok(())
+    }
+
+    /// All of it in one file, without a name.
+    pub(crate) fn to_file(&self, directory: &Path) -> io::Result<File> {
+        let file = super::copy_of(&self.below, directory)?;
+        let end = self.size_bytes / SECTOR_BYTES;
+        let mut sector = 0;
+        while sector < end {
+            let from = sector;
+            while sector < end && self.is_written(sector) {
+                sector += 1;
+            }
+            let (offset, length) = (from * SECTOR_BYTES, (sector - from) * SECTOR_BYTES);
+            file.write_all_at(&self.read(offset, length)?, offset)?;
+            sector += u64::from(from == sector);
+        }
+        Ok(file)
     }
 }
