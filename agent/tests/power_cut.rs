@@ -444,7 +444,7 @@ fn run(seed: u64) -> u32 {
 #[test]
 fn an_acknowledged_flush_survives_power_cuts_and_an_acknowledged_write_survives_kills() {
     let only = only_seed();
-    let seeds = only.map_or(1..power_cuts(300) + 1, |seed| seed..seed + 1);
+    let seeds = only.map_or(1..power_cuts(1_000) + 1, |seed| seed..seed + 1);
     let mut given_back = 0;
     for seed in seeds {
         match std::panic::catch_unwind(|| run(seed)) {

@@ -218,7 +218,11 @@ fn live(seed: u64) -> Run {
         |root| volume = Some(Volume::mount(&disk, root).unwrap()),
     );
     fixture.serve();
-    fixture.mount(&MountOptions::default()).unwrap();
+    let options = MountOptions {
+        passthrough: !seed.is_multiple_of(2),
+        ..MountOptions::default()
+    };
+    fixture.mount(&options).unwrap();
     let position = disk.position();
     let first_cut = position.now();
     let mut worker = Worker {

@@ -119,7 +119,7 @@ struct Instance<'a> {
 
 impl<'a> Instance<'a> {
     /// Takes the same steps as a session that is published or tried again.
-    fn start(fixture: &'a Fixture, programs: &Path, hydrate: Hydrate) -> Self {
+    fn start(fixture: &'a Fixture, programs: &Path, options: &MountOptions) -> Self {
         let mut published = Published::at(programs, fixture.place.clone());
         published.options.shared_buffers_bytes = Some(8 << 20);
         // Checkpoints and new files of the log come often.
@@ -134,11 +134,7 @@ impl<'a> Instance<'a> {
         published.answer(Request::CreateSession { place }).unwrap();
         let instance = Self { fixture, published };
         fixture.hand_over_the_tree();
-        let options = MountOptions {
-            hydrate,
-            ..MountOptions::default()
-        };
-        fixture.mount(&options).unwrap();
+        fixture.mount(options).unwrap();
         instance.published.prepare();
         instance.published.start();
         instance.published.wait_until_ready();
@@ -188,7 +184,7 @@ enum Depth {
 /// What a published instance did with a disk.
 struct Run {
     programs: PathBuf,
-    hydrate: Hydrate,
+    options: MountOptions,
     fixture: Fixture,
     acknowledged: Acknowledged,
     log: Arc<Log>,
@@ -198,7 +194,7 @@ struct Run {
     directory: tempfile::TempDir,
 }
 
-fn live(programs: &Path, hydrate: Hydrate) -> Run {
+fn live(programs: &Path, options: MountOptions) -> Run {
     let directory = tempfile::tempdir_in("/var/tmp").unwrap();
     let formatted = loop_disk::formatted(directory.path(), VOLUME_BYTES).unwrap();
     let image = Image::over(formatted.try_clone().unwrap(), directory.path()).unwrap();
@@ -212,7 +208,7 @@ fn live(programs: &Path, hydrate: Hydrate) -> Run {
     );
     fixture.serve();
     let position = disk.position();
-    let instance = Instance::start(&fixture, programs, hydrate);
+    let instance = Instance::start(&fixture, programs, &options);
     let began = position.now();
     let load = |before| {
         let (socket, port) = (instance.socket(), instance.published.options.port);
@@ -237,7 +233,7 @@ fn live(programs: &Path, hydrate: Hydrate) -> Run {
     volume.unwrap().unmount().unwrap();
     Run {
         programs: programs.to_owned(),
-        hydrate,
+        options,
         acknowledged,
         log: Arc::new(disk.end().unwrap()),
         formatted,
@@ -258,7 +254,7 @@ impl Run {
     fn check(&self, (image, log): (Image, Option<Log>), cut: usize, depth: Depth) -> Option<Log> {
         let disk = LoopDisk::attach(image, log).unwrap();
         let volume = Volume::mount(&disk, &self.fixture.place.cache_root).unwrap();
-        let instance = Instance::start(&self.fixture, &self.programs, self.hydrate);
+        let instance = Instance::start(&self.fixture, &self.programs, &self.options);
         let kept = self.acknowledged.check(cut, |sql| instance.ask(sql));
         assert_eq!(kept, Ok(()));
         assert_eq!(instance.ask(BALANCES), "t", "the balances do not agree");
@@ -347,12 +343,24 @@ impl Run {
 /// One run of a version of PostgreSQL, and so many cuts of it.
 fn run_and_cut(programs: &Path, seed: u64, count: u64) {
     let began_at = Instant::now();
-    let hydrate = [Hydrate::Touched, Hydrate::All][(seed % 2) as usize];
-    let run = live(programs, hydrate);
+    let (hydrate, passthrough) = match seed % 4 {
+        1 => (Hydrate::Touched, true),
+        2 => (Hydrate::All, false),
+        3 => (Hydrate::All, true),
+        _ => (Hydrate::Touched, false),
+    };
+    let run = live(
+        programs,
+        MountOptions {
+            hydrate,
+            passthrough,
+            ..MountOptions::default()
+        },
+    );
     let entries = run.log.entries();
     let flushes = entries.iter().filter(|entry| **entry == Entry::Flush);
     println!(
-        "SEED={seed} {}, hydration of {hydrate:?}: {} acknowledged commits, {} writes and flushes ({} flushes), {} s",
+        "SEED={seed} {}, hydration of {hydrate:?}, passthrough {passthrough}: {} acknowledged commits, {} writes and flushes ({} flushes), {} s",
         programs.display(),
         run.acknowledged.count(entries.len()),
         entries.len(),
