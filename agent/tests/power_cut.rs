@@ -9,6 +9,7 @@
     reason = "a test may panic, and its numbers are its own"
 )]
 
+mod chance;
 mod volatile_disk;
 
 use std::collections::BTreeMap;
@@ -24,8 +25,9 @@ use agent::cache::record::NodeKind;
 use agent::cache::store::{NewNode, Place, RenameMode, Store, StoreParts};
 use agent::cache::tree::Tree;
 use agent::cache::{Ino, ROOT};
+use chance::{Random, only_seed, power_cuts};
 use common::agent::hand::{TreeEntry, TreeEntryKind};
-use volatile_disk::{Effect, Random, VolatileDisk, apply};
+use volatile_disk::{Effect, VolatileDisk, apply};
 
 const BASE_SIZES: [usize; 4] = [20_000, 8_192, 50_001, 0];
 
@@ -452,10 +454,8 @@ fn run(seed: u64) -> u32 {
 
 #[test]
 fn an_acknowledged_flush_survives_power_cuts_and_an_acknowledged_write_survives_kills() {
-    let only = std::env::var("SEED")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    let seeds = only.map_or(1..301, |seed: u64| seed..seed + 1);
+    let only = only_seed();
+    let seeds = only.map_or(1..power_cuts(1_000) + 1, |seed| seed..seed + 1);
     let mut given_back = 0;
     for seed in seeds {
         match std::panic::catch_unwind(|| run(seed)) {

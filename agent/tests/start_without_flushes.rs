@@ -10,6 +10,7 @@
     reason = "a test may panic, and its numbers are its own"
 )]
 
+mod chance;
 mod volatile_disk;
 
 use std::collections::BTreeMap;
@@ -24,8 +25,9 @@ use agent::cache::record::NodeKind;
 use agent::cache::store::{NewNode, Place, Store, StoreParts};
 use agent::cache::tree::Tree;
 use agent::cache::{Ino, ROOT};
+use chance::{Random, only_seed, power_cuts};
 use common::agent::hand::{TreeEntry, TreeEntryKind};
-use volatile_disk::{Random, VolatileDisk};
+use volatile_disk::VolatileDisk;
 
 const PAGE_BYTES: u64 = 8192;
 const BASE_PAGES: u64 = 6;
@@ -279,10 +281,8 @@ impl Postgres {
 }
 
 fn losses(barrier: Barrier) -> Vec<String> {
-    let only = std::env::var("SEED")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    let seeds = only.map_or(1..251, |seed: u64| seed..seed + 1);
+    let only = only_seed();
+    let seeds = only.map_or(1..power_cuts(250) + 1, |seed| seed..seed + 1);
     let lost = |seed| {
         let result = Postgres::new(seed, barrier).live();
         result.err().map(|loss| format!("SEED={seed}: {loss}"))

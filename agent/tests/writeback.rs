@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "a test may panic")]
 
+mod chance;
 mod volatile_disk;
 
 use std::sync::Arc;

@@ -219,12 +219,11 @@ impl TestPostgres {
         let mut program = Command::new(self.installation.bin.join("pgbench"));
         self.connect(&mut program);
         program.args(arguments).arg(database);
-        let child = program
+        program
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
-        Ok(Load { child })
+            .stderr(Stdio::null());
+        Load::start(&mut program)
     }
 
     /// Makes a tablespace in a directory of its own and returns that directory.
@@ -318,6 +317,14 @@ impl Drop for TestPostgres {
 #[derive(Debug)]
 pub struct Load {
     child: std::process::Child,
+}
+
+impl Load {
+    /// Runs a program until it is dropped or ends by itself.
+    pub fn start(program: &mut Command) -> Result<Self> {
+        let child = program.spawn()?;
+        Ok(Self { child })
+    }
 }
 
 impl Drop for Load {

@@ -11,7 +11,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use tests::account::Account;
 use tests::history::{self, History};
 use tests::postgres::run;
-use tests::shop::{ACCOUNTS, Shop};
+use tests::shop::{ACCOUNTS, Shop, balances_agree, is_sound, pgbench};
 use tests::system::{FAST, SystemOptions, TestSystem};
 use tests::wait;
 
@@ -65,19 +65,6 @@ impl Drop for Volume {
     }
 }
 
-fn pgbench(detail: &SessionDetail, seconds: &str) -> Result<Command> {
-    let published = detail.published.as_ref().context("not published")?;
-    let mut command = Command::new("/usr/lib/postgresql/15/bin/pgbench");
-    command
-        .args(["-n", "-c", "4", "-j", "1", "-T", seconds, "-U", "postgres"])
-        .arg("-h")
-        .arg(&published.socket_directory)
-        .args(["-p", &published.port.to_string(), "shop"])
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null());
-    Ok(command)
-}
-
 /// What the instance's log says of a full volume.
 fn complaints(system: &TestSystem, id: &str) -> usize {
     let logs = system.cache_root().join(id).join("log");
@@ -108,15 +95,6 @@ async fn published_again(system: &TestSystem, id: &str) -> Result<SessionDetail>
         }
     };
     wait::find("the instance answers again", LIMIT, answers).await
-}
-
-async fn balances_agree(system: &TestSystem, detail: &SessionDetail) -> Result<()> {
-    let sql = "WITH sums AS (SELECT (SELECT sum(abalance) FROM pgbench_accounts) a, \
-         (SELECT sum(tbalance) FROM pgbench_tellers) t, (SELECT sum(bbalance) FROM pgbench_branches) b, \
-         (SELECT coalesce(sum(delta), 0) FROM pgbench_history) h) SELECT a = h AND t = h AND b = h FROM sums";
-    let agree = system.sql(detail, "shop", sql).await?;
-    ensure!(agree == "t", "the balances do not agree");
-    Ok(())
 }
 
 #[tokio::test]
@@ -167,9 +145,7 @@ async fn a_cache_volume_filled_by_the_load_loses_nothing_and_goes_on_when_there_
     let rows = "SELECT count(*) FROM pgbench_accounts";
     let rows = system.sql(&detail, "shop", rows).await?;
     ensure!(rows == ACCOUNTS, "{rows} rows of the backup");
-    let amcheck = "CREATE EXTENSION amcheck; SELECT count(*) FROM (SELECT bt_index_check(oid, true) \
-         FROM pg_class WHERE relkind = 'i' AND relnamespace = 'public'::regnamespace) checked";
-    system.sql(&detail, "shop", amcheck).await?;
+    is_sound(&system, &detail).await?;
     history
         .send(Unpublish {
             session_id: id.parse()?,

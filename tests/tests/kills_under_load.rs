@@ -4,7 +4,8 @@ use anyhow::{Context, Result, ensure};
 use common::messages::{SessionDetail, SessionStatus, Unpublish};
 use tests::account::Account;
 use tests::history::{self, History};
-use tests::shop::{ACCOUNTS, Shop};
+use tests::postgres::Load;
+use tests::shop::{ACCOUNTS, Shop, balances_agree, is_sound, pgbench};
 use tests::system::TestSystem;
 use tests::victims;
 
@@ -67,10 +68,12 @@ async fn one_round(
     (id, victim, round): (&str, Victim, usize),
 ) -> Result<()> {
     let detail = system.reaches(id, SessionStatus::Published).await?;
+    let load = Load::start(&mut pgbench(&detail, "120")?)?;
     let work = account.work(&detail, LOAD_BYTES).await?;
     account.grows_by(ROWS).await?;
     strike(system, id, &detail, victim)?;
     work.end().await?;
+    drop(load);
     if victim == Victim::Everything {
         system.recovery_svc.start_again()?;
         system.mount_svc.start_again()?;
@@ -85,8 +88,10 @@ async fn one_round(
     );
     let detail = system.reaches(id, SessionStatus::Published).await?;
     account.is_kept(system, &detail).await?;
+    balances_agree(system, &detail).await?;
+    is_sound(system, &detail).await?;
     say(&format!(
-        "kill -9 {victim:?} under load, then a retry: all {} acknowledged rows are there",
+        "kill -9 {victim:?} under load, then a retry: all {} acknowledged rows are there, balances agree, amcheck is content",
         account.count()
     ));
     Ok(())

@@ -45,6 +45,11 @@ pub(crate) fn wait_for(what: &str, limit: Duration, mut condition: impl FnMut() 
     }
 }
 
+/// Ends a session's mount; found ended is fine.
+pub(crate) fn end(place: &SessionPlace, cache: CacheAfterwards) {
+    client::stop(place, cache).unwrap();
+}
+
 /// A session's directories and backup; unmounts and removes everything when dropped.
 pub(crate) struct Fixture {
     pub(crate) directory: tempfile::TempDir,
@@ -84,6 +89,15 @@ impl Gate {
 impl Fixture {
     /// A session of this OS user whose backup is what `make` puts into the directory `data` that it is given.
     pub(crate) fn new(user: &str, make: impl FnOnce(&Path)) -> Self {
+        Self::with_cache_on(user, make, |_| ())
+    }
+
+    /// The same; `place_cache` may put a volume of its own to the root of the write caches, which it is given.
+    pub(crate) fn with_cache_on(
+        user: &str,
+        make: impl FnOnce(&Path),
+        place_cache: impl FnOnce(&Path),
+    ) -> Self {
         let directory = tempfile::Builder::new()
             .prefix("pginstant-test-")
             .tempdir()
@@ -101,20 +115,29 @@ impl Fixture {
             cache_root: path.join("cache"),
             os_user: user.parse().unwrap(),
         };
+        std::fs::create_dir_all(&place.cache_root).unwrap();
+        place_cache(&place.cache_root);
         std::fs::create_dir_all(place.cache_directory()).unwrap();
         let (mut entries, mut files) = (Vec::new(), Vec::new());
         scan(&backup, &backup, &mut entries, &mut files);
-        for (number, chunk) in entries.chunks(5000).enumerate() {
-            let is_last = (number + 1) * 5000 >= entries.len();
-            let finish = is_last.then(|| finish_of(&entries));
-            write_chunk(&place, number as u32, chunk, finish).unwrap();
-        }
-        Self {
+        let fixture = Self {
             directory,
             place,
             entries,
             files: Arc::new(files),
             server: None,
+        };
+        fixture.hand_over_the_tree();
+        fixture
+    }
+
+    /// Writes the tree of the backup into the session's directory, also over one that is there.
+    pub(crate) fn hand_over_the_tree(&self) {
+        let entries = &self.entries;
+        for (number, chunk) in entries.chunks(5000).enumerate() {
+            let is_last = (number + 1) * 5000 >= entries.len();
+            let finish = is_last.then(|| finish_of(entries));
+            write_chunk(&self.place, number as u32, chunk, finish).unwrap();
         }
     }
 

@@ -229,12 +229,32 @@ pub(crate) struct Published {
     pub(crate) options: InstanceOptions,
     hand: Hand,
     runtime: tokio::runtime::Runtime,
-    _root: tempfile::TempDir,
+    _root: Option<tempfile::TempDir>,
 }
 
 impl Published {
     pub(crate) fn of(cluster: &Cluster) -> Self {
         Self::from_backup(&cluster.programs, &cluster.root.path().join("backup"))
+    }
+
+    /// A session whose mount somebody else makes.
+    pub(crate) fn at(programs: &Path, place: SessionPlace) -> Self {
+        let options = InstanceOptions {
+            program_directory: programs.to_owned(),
+            port: free_port(),
+            listen_addresses: "127.0.0.1".into(),
+            hba_lines: vec![],
+            superuser: "postgres".into(),
+            shared_buffers_bytes: None,
+            settings: BTreeMap::default(),
+        };
+        Self {
+            place,
+            options,
+            hand: Hand::new(NoMounts),
+            runtime: tokio::runtime::Runtime::new().unwrap(),
+            _root: None,
+        }
     }
 
     pub(crate) fn from_backup(programs: &Path, backup: &Path) -> Self {
@@ -245,23 +265,8 @@ impl Published {
             cache_root: root.path().join("c"),
             os_user: OsUser::new("postgres").unwrap(),
         };
-        let options = InstanceOptions {
-            program_directory: programs.to_owned(),
-            port: free_port(),
-            listen_addresses: "127.0.0.1".into(),
-            hba_lines: vec![],
-            superuser: "postgres".into(),
-            shared_buffers_bytes: None,
-            settings: BTreeMap::default(),
-        };
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let published = Self {
-            place,
-            options,
-            hand: Hand::new(NoMounts),
-            runtime,
-            _root: root,
-        };
+        let mut published = Self::at(programs, place);
+        published._root = Some(root);
         published
             .answer(Request::CreateSession {
                 place: published.place.clone(),

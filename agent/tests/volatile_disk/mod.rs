@@ -17,6 +17,8 @@ use agent::cache::Ino;
 use agent::cache::disk::{Disk, DiskFile, DiskName, DiskStat, VolumeSpace};
 use agent::cache::record::Nanoseconds;
 
+use crate::chance::Random;
+
 /// One effect on a file that is not durable yet.
 #[derive(Debug, Clone)]
 pub(crate) enum Effect {
@@ -273,20 +275,5 @@ impl DiskFile for VolatileFile {
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
-    }
-}
-
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
-    }
-
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
     }
 }
