@@ -280,7 +280,7 @@ impl Run {
                         let from = need.offset as usize;
                         fetched = vec![Arc::new(Fetched {
                             offset: need.offset,
-                            bytes: bytes[from..from + need.length as usize].to_vec(),
+                            bytes: bytes[from..from + need.length as usize].to_vec().into(),
                         })];
                     }
                 }
