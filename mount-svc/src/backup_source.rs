@@ -125,12 +125,11 @@ impl BackupSource {
             .backup
             .corrupt_files()
             .into_iter()
-            .filter(|file| reported.insert(*file));
-        new.map(|file| {
-            let path = self.backup.tree().file(file).map_or("(unknown)", |entry| entry.path);
+            .filter(|corrupt| reported.insert(corrupt.file));
+        new.map(|corrupt| {
             format!(
-                "file {path} of backup {} does not have the checksum that its manifest promises: reading it gives an IO error; publish another backup",
-                self.label
+                "backup {}: {}: reading this file gives an IO error; publish another backup",
+                self.label, corrupt.reason
             )
         })
         .collect()
