@@ -1,32 +1,58 @@
 use super::*;
+use std::fs::File;
+use std::io::{BufWriter, Seek, Write};
 
-/// An info file of these lines, with its head and checksum.
-pub(crate) fn sealed(lines: &[(&str, &str, &str)]) -> String {
-    let mut sum = InfoSum::default();
-    let mut text = String::new();
-    let mut last = String::new();
-    let head = [
-        ("backrest", "backrest-format", "5"),
-        ("backrest", "backrest-version", "\"2.55\""),
-    ];
-    for &(section, key, value) in head.iter().chain(lines) {
-        if last != section {
-            text += &format!("\n[{section}]\n");
-            section.clone_into(&mut last);
+/// Writes an info file with head and checksum.
+pub(crate) struct SealedFile {
+    file: BufWriter<File>,
+    sum: InfoSum,
+    section: String,
+}
+
+impl SealedFile {
+    pub(crate) fn new() -> Self {
+        let mut file = Self {
+            file: BufWriter::new(tempfile::tempfile().unwrap()),
+            sum: InfoSum::default(),
+            section: String::new(),
+        };
+        file.add("backrest", "backrest-format", "5");
+        file.add("backrest", "backrest-version", "\"2.55\"");
+        file
+    }
+
+    pub(crate) fn add(&mut self, section: &str, key: &str, value: &str) {
+        if self.section != section {
+            let space = if self.section.is_empty() { "" } else { "\n" };
+            writeln!(self.file, "{space}[{section}]").unwrap();
+            section.clone_into(&mut self.section);
         }
-        text += &format!("{key}={value}\n");
-        let line = InfoLine {
+        writeln!(self.file, "{key}={value}").unwrap();
+        self.sum.add(InfoLine {
             section,
             key,
             value,
-        };
-        sum.add(line);
+        });
     }
-    let sum = sum.finish();
-    format!(
-        "{}\n[backrest]\nbackrest-checksum=\"{sum}\"\n",
-        text.trim_start()
-    )
+
+    pub(crate) fn finish(mut self) -> File {
+        let sum = self.sum.finish();
+        writeln!(self.file, "\n[backrest]\nbackrest-checksum=\"{sum}\"").unwrap();
+        let mut file = self.file.into_inner().unwrap();
+        file.rewind().unwrap();
+        file
+    }
+}
+
+/// An info file of these lines, with its head and checksum.
+pub(crate) fn sealed(lines: &[(&str, &str, &str)]) -> String {
+    let mut file = SealedFile::new();
+    for (section, key, value) in lines {
+        file.add(section, key, value);
+    }
+    let mut text = String::new();
+    file.finish().read_to_string(&mut text).unwrap();
+    text
 }
 
 fn lines_of(text: &str) -> Result<Vec<(String, String, String)>, RepositoryError> {
