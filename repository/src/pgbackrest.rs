@@ -21,7 +21,7 @@ mod stored;
 mod whole_file;
 
 pub use block_map::{Block, BlockLayout, BlockMap, Superblock, parse_block_map};
-pub use info_file::{InfoLine, OnLine, read_info};
+pub use info_file::{InfoLine, OnLine, read_info, sealed_again};
 pub use manifest::manifest_is_sound;
 pub use passphrase::Passphrase;
 pub use repository::{PgBackRestOptions, open_pgbackrest};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::archive::{ArchivedWal, WalRange, find_wal, segment_name};
 use super::backup_info::{BackupInfo, ListedBackup};
-use super::manifest::{BackupWal, Manifest, read_manifest};
+use super::manifest::{BackupWal, Manifest, StoredFile, read_manifest};
 use super::opened::{Content, OpenedBackup, Parts};
 use super::stanza::Stanza;
 use crate::backup::Backup;
@@ -99,10 +99,12 @@ impl Opening<'_> {
         Ok(())
     }
 
-    /// Every backup that this one stands on has to be there, and to have written its blocks in a format that is known.
+    /// Every backup that this one stands on has to be there, and blocks have to be in the format that is known: a block map may
+    /// lead into any of these backups.
     fn check_references(&self, manifest: &Manifest) -> Result<(), RepositoryError> {
         let own = &manifest.head.label;
-        for (number, label) in manifest.head.references.iter().enumerate() {
+        let has_blocks = manifest.files.iter().any(StoredFile::is_in_blocks);
+        for label in &manifest.head.references {
             if label != own && !super::label::may_stand_on(own, label) {
                 let reason = format!("says that it stands on {label}, which cannot be");
                 return Err(RepositoryError::corrupt(
@@ -116,10 +118,6 @@ impl Opening<'_> {
                 let reason = format!("is not in the repository, and backup {own} stands on it");
                 return Err(RepositoryError::corrupt(path, reason));
             };
-            let has_blocks = manifest.files.iter().any(|file| {
-                let of = usize::from(file.reference);
-                file.is_in_blocks() && (of == number || (label == own && of > number))
-            });
             if has_blocks && listed.tool_version() < BLOCKS_SINCE {
                 return Err(RepositoryError::unsupported(
                     path,

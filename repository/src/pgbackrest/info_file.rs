@@ -95,6 +95,30 @@ pub fn read_info(
     head.check(sum, file)
 }
 
+/// The lines of an info file with the checksum that they should have, for fuzzing.
+pub fn sealed_again(text: &str) -> String {
+    let end = text
+        .rfind("\n[backrest]\nbackrest-checksum=")
+        .unwrap_or(text.len());
+    let text = text.get(..end).unwrap_or_default();
+    let mut sum = InfoSum::default();
+    let mut section = "";
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
+            section = name;
+        } else if let Some((key, value)) = split_entry(line) {
+            let line = InfoLine {
+                section,
+                key,
+                value,
+            };
+            sum.add(line);
+        }
+    }
+    let sum = sum.finish();
+    format!("{text}\n[backrest]\nbackrest-checksum=\"{sum}\"\n")
+}
+
 /// Finds the `=` behind the key: the first one whose rest is JSON.
 fn split_entry(line: &str) -> Option<(&str, &str)> {
     // No key is longer than a path, so more tries would only serve an attacker.

@@ -97,6 +97,14 @@ fn the_checksum_is_the_one_that_pgbackrest_writes() {
 }
 
 #[test]
+fn a_file_that_was_changed_can_be_sealed_again() {
+    let text = sealed(&[("a", "k", "1"), ("b", "l", "\"x\"")]);
+    assert_eq!(sealed_again(&text), text);
+    let changed = sealed_again(&text.replace("k=1", "k=2"));
+    assert_eq!(lines_of(&changed).unwrap().len(), 2);
+}
+
+#[test]
 fn a_changed_or_cut_file_is_refused() {
     let text = sealed(&[("a", "k", "1"), ("b", "l", "\"x\"")]);
     assert_eq!(lines_of(&text).unwrap().len(), 2);

@@ -1,6 +1,7 @@
 use super::super::info_file::tests::{SealedFile, sealed};
 use super::*;
 use crate::EntryKind;
+use proptest::prelude::*;
 
 const FULL: &str = "20261121-124036F";
 const DIFF: &str = "20261121-124036F_20261121-124041D";
@@ -238,6 +239,24 @@ fn what_cannot_be_is_refused_by_name() {
         let mut lines = usual(FULL);
         lines.retain(|(_, key, _)| *key != missing);
         assert!(read(&lines).unwrap_err().to_string().contains(missing));
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_change_to_a_manifest_makes_it_panic(changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+        let value = format!(r#"{{"bi":1,"bim":60,"bni":3,"bno":100,"checksum":"{SUM}","repo-size":90,"size":8192,"timestamp":6}}"#);
+        let mut lines = with(DIFF, &[("target:file", "pg_data/base/b", &value)]);
+        lines.sort_by_key(|(section, _, _)| *section);
+        let lines: Vec<_> = lines.iter().map(|(section, key, value)| (*section, *key, value.as_str())).collect();
+        let mut bytes = sealed(&lines).into_bytes();
+        for (at, byte) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        let text = String::from_utf8_lossy(&bytes);
+        let again = super::super::info_file::sealed_again(&text);
+        let _any = manifest_is_sound(&bytes) || manifest_is_sound(again.as_bytes());
     }
 }
 
