@@ -10,6 +10,7 @@ mod blocks;
 mod check;
 mod cipher;
 mod compression;
+mod content;
 mod info_file;
 mod label;
 mod manifest;

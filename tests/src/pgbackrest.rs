@@ -115,7 +115,8 @@ impl Stage {
             if kind.layout != Layout::Plain {
                 writeln!(text, "repo{number}-bundle=y")?;
             }
-            if kind.layout == Layout::Blocks {
+            // 2.45 knows them as a beta, which is asked for with each backup.
+            if kind.layout == Layout::Blocks && self.tool.version >= (2, 46) {
                 writeln!(text, "repo{number}-block=y")?;
             }
         }

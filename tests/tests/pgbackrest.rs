@@ -278,11 +278,11 @@ fn whatever_pgbackrest_restores_is_read_from_its_repository() {
     // Which compression and how many backups of a set; PGINSTANT_TEST_PGBACKREST_ALL has every combination.
     let some: [&[(&str, usize)]; 6] = [
         &[("none", 2), ("bz2", 1)],
-        &[("lz4", 3)],
-        &[("none", 1), ("gz", 2)],
+        &[("gz", 2)],
+        &[("none", 1), ("lz4", 2)],
         &[("zst", 2)],
-        &[("none", 3), ("gz", 2), ("bz2", 2)],
-        &[("lz4", 2), ("zst", 3)],
+        &[("none", 2), ("bz2", 2)],
+        &[("lz4", 1), ("gz", 1), ("zst", 3)],
     ];
     let all = COMPRESSIONS.map(|compression| (compression, 3));
     let is_all = std::env::var_os("PGINSTANT_TEST_PGBACKREST_ALL").is_some();
@@ -310,7 +310,9 @@ fn repositories_of_an_older_pgbackrest_are_read_and_its_beta_of_blocks_is_refuse
     fill(&stage);
     compare_set(&stage, 1, kinds[0], "gz", 2);
     compare_set(&stage, 2, kinds[1], "zst", 3);
-    let label = stage.backup(3, &["--type=full", "--beta"]).unwrap();
+    let label = stage
+        .backup(3, &["--type=full", "--beta", "--repo3-block"])
+        .unwrap();
     let error = open_repository(&stage, 3, false)
         .open(BackupChoice::Newest)
         .unwrap_err();

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::archive::{ArchivedWal, WalRange, find_wal, segment_name};
 use super::backup_info::{BackupInfo, ListedBackup};
+use super::content::{Content, Parts};
 use super::manifest::{BackupWal, Manifest, StoredFile, read_manifest};
-use super::opened::{Content, OpenedBackup, Parts};
+use super::opened::OpenedBackup;
 use super::stanza::Stanza;
 use crate::backup::Backup;
 use crate::checksums::{Algorithm, Checksum, Expected, Verifier};
