@@ -99,7 +99,7 @@ fn change(stage: &Stage, divisor: u32) {
 fn without_what_restore_changes(path: &str, mut content: Vec<u8>) -> Vec<u8> {
     if path == "global/pg_control" {
         content[32..40].fill(0);
-        content[288..292].fill(0);
+        content[288..296].fill(0); // the checksum is at 288 in PostgreSQL 15, at 292 in 18
     }
     content
 }
@@ -176,7 +176,11 @@ fn compare(stage: &Stage, repository: usize, backup: &dyn Backup, random: &mut S
         let found = without_what_restore_changes(entry.path, found);
         assert!(found == wanted, "{} in {label} differs", entry.path);
     }
-    assert_eq!(seen, files_below(&data), "{label}");
+    // Older versions restore this one too, where the links lead to the new places already.
+    let mut wanted = files_below(&data);
+    wanted.remove("tablespace_map");
+    let other: Vec<_> = seen.symmetric_difference(&wanted).collect();
+    assert!(other.is_empty(), "{label}: {other:?}");
     let report = backup
         .verify_all(&mut |_| ControlFlow::Continue(()))
         .unwrap();

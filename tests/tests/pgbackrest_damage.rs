@@ -52,7 +52,7 @@ fn stage(used: &[usize]) -> (Stage, BTreeMap<usize, String>) {
     let used = || {
         (1..)
             .zip(compressions)
-            .filter(|(number, _)| used.contains(number))
+            .filter(move |(number, _)| used.contains(number))
     };
     for (number, compression) in used() {
         stage.backup(number, &["--type=full", compression]).unwrap();
