@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use common::agent::hand::{TreeEntry, TreeFinish};
 use common::ids::{BackupLabel, RepositoryName};
 use common::problem::{ErrorCode, Problem};
-use repository::{Backup, BackupChoice, EntryKind, FileIndex};
+use repository::{Backup, BackupChoice, DecodedStore, EntryKind, FileIndex};
 
 use crate::config::RepositoryConfig;
 use crate::layout::{self, BackupEntry};
@@ -36,13 +36,14 @@ impl BackupSource {
     pub fn open(
         name: &RepositoryName,
         config: &RepositoryConfig,
+        decoded: &Arc<DecodedStore>,
         label: Option<&BackupLabel>,
         mount_point: &Path,
     ) -> Result<Self, Problem> {
         let choice = label.map_or(BackupChoice::Newest, |label| {
             BackupChoice::Label(label.as_str())
         });
-        let backup = repositories::open(name, config)?
+        let backup = repositories::open(name, config, decoded)?
             .open(choice)
             .map_err(|error| repositories::problem_of(name, &error))?;
         let label = BackupLabel::new(backup.restore_point().label.clone()).map_err(|error| {
@@ -125,12 +126,11 @@ impl BackupSource {
             .backup
             .corrupt_files()
             .into_iter()
-            .filter(|file| reported.insert(*file));
-        new.map(|file| {
-            let path = self.backup.tree().file(file).map_or("(unknown)", |entry| entry.path);
+            .filter(|corrupt| reported.insert(corrupt.file));
+        new.map(|corrupt| {
             format!(
-                "file {path} of backup {} does not have the checksum that its manifest promises: reading it gives an IO error; publish another backup",
-                self.label
+                "backup {}: {}: reading this file gives an IO error; publish another backup",
+                self.label, corrupt.reason
             )
         })
         .collect()

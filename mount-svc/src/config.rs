@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use common::config::{BrokerConfig, TargetConfig};
+use common::config::{BrokerConfig, Secret, TargetConfig};
 use common::ids::{RepositoryName, ServerName, TargetName};
 use common::problem::{ErrorCode, Problem};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Everything that mount-svc is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,27 @@ pub struct Config {
     /// Most page reads of one mount that are worked off at a time, 1 to 256.
     #[serde(default = "default_page_reads_max")]
     pub page_reads_max: usize,
+    /// Directory for what is decoded of compressed and encrypted backups, in files without a name; on a disk.
+    #[serde(default = "default_decoded_directory")]
+    pub decoded_directory: PathBuf,
+    /// Most bytes there, of all mounts together.
+    #[serde(default = "default_decoded_bytes_max")]
+    pub decoded_bytes_max: u64,
+    /// Most bytes of decoded pieces in memory, of all mounts together.
+    #[serde(default = "default_decoded_memory_bytes_max")]
+    pub decoded_memory_bytes_max: usize,
+}
+
+fn default_decoded_directory() -> PathBuf {
+    "/var/tmp".into()
+}
+
+fn default_decoded_bytes_max() -> u64 {
+    16 << 30
+}
+
+fn default_decoded_memory_bytes_max() -> usize {
+    256 << 20
 }
 
 fn default_http_listen() -> SocketAddr {
@@ -47,14 +68,84 @@ fn default_page_reads_max() -> usize {
     16
 }
 
+/// Whose backups a repository holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RepositoryKind {
+    /// Those of `pg_basebackup`: the directory is one, or holds some as its children.
+    #[default]
+    PgBasebackup,
+    /// pgBackRest's: the directory is `repo1-path`.
+    #[serde(rename = "pgbackrest")]
+    PgBackRest,
+}
+
 /// One backup repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RepositoryConfig {
-    /// The directory that is a backup or holds backups as its children.
+    /// Whose backups it holds.
+    #[serde(default)]
+    pub kind: RepositoryKind,
+    /// The directory that is a backup or holds backups as its children; of pgBackRest the directory of the repository.
     pub path: PathBuf,
     /// Directories outside of `path` to which tablespace links of plain backups may lead.
     #[serde(default)]
     pub tablespace_directories: Vec<PathBuf>,
+    /// pgBackRest's stanza; the only one there is when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stanza: Option<String>,
+    /// File that holds the passphrase of an encrypted repository of pgBackRest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cipher_passphrase_file: Option<PathBuf>,
+    /// The passphrase itself, best from the environment; never shown.
+    #[serde(default, skip_serializing, deserialize_with = "secret")]
+    pub cipher_passphrase: Option<Secret>,
+}
+
+fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Secret>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.map(Secret::new))
+}
+
+impl RepositoryConfig {
+    /// What is particular to pgBackRest may stand only there, and the passphrase only once.
+    fn validate(&self, name: &str) -> Result<(), Problem> {
+        let wrong = |message: String, remedy: &str| {
+            let code = ErrorCode::InvalidConfiguration;
+            Err(Problem::new(
+                code,
+                format!("repositories.{name}: {message}"),
+                remedy,
+            ))
+        };
+        let has_passphrase = self.cipher_passphrase.is_some();
+        let has_file = self.cipher_passphrase_file.is_some();
+        if self.kind != RepositoryKind::PgBackRest
+            && (self.stanza.is_some() || has_passphrase || has_file)
+        {
+            return wrong(
+                "stanza and passphrase belong to repositories of pgBackRest".to_owned(),
+                "set kind = \"pgbackrest\", or remove them",
+            );
+        }
+        if has_passphrase && has_file {
+            return wrong(
+                "there are both cipher_passphrase and cipher_passphrase_file".to_owned(),
+                "keep one of them",
+            );
+        }
+        let paths = std::iter::once(&self.path)
+            .chain(&self.tablespace_directories)
+            .chain(&self.cipher_passphrase_file);
+        for path in paths {
+            if !path.is_absolute() {
+                return wrong(
+                    format!("{} is a relative path", path.display()),
+                    "give an absolute path",
+                );
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Config {
@@ -72,15 +163,22 @@ impl Config {
             target.validate(name.as_str())?;
         }
         for (name, repository) in &self.repositories {
-            let paths = std::iter::once(&repository.path).chain(&repository.tablespace_directories);
-            for path in paths {
-                if !path.is_absolute() {
-                    return wrong(
-                        format!("repositories.{name}: {} is a relative path", path.display()),
-                        "give an absolute path",
-                    );
-                }
-            }
+            repository.validate(name.as_str())?;
+        }
+        if !self.decoded_directory.is_absolute() {
+            return wrong(
+                "decoded_directory is a relative path".to_owned(),
+                "give an absolute path",
+            );
+        }
+        if self.decoded_bytes_max < 1 << 30 || self.decoded_memory_bytes_max < 16 << 20 {
+            return wrong(
+                format!(
+                    "decoded_bytes_max is {} and decoded_memory_bytes_max {}",
+                    self.decoded_bytes_max, self.decoded_memory_bytes_max
+                ),
+                "choose at least 1 GiB (one segment of a relation) and 16 MiB",
+            );
         }
         if !self.state_directory.is_absolute() {
             return wrong(

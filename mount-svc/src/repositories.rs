@@ -1,32 +1,65 @@
 //! The configured repositories: what is in them, for `backups`, and their errors in the contract's words.
 
-use std::path::Path;
+use std::sync::Arc;
 
+use common::config::Secret;
 use common::ids::{BackupLabel, RepositoryName};
 use common::messages::{BackupList, BackupListed, ListedRestoreInterval};
 use common::problem::{ErrorCode, Problem};
+use repository::pgbackrest::{Passphrase, PgBackRestOptions, open_pgbackrest};
 use repository::{
-    OpenOptions, Repository, RepositoryError, RepositoryErrorKind, RestorePoint, open_repository,
+    BackupFormat, BackupKind, DecodedLimits, DecodedStore, OpenOptions, Repository,
+    RepositoryError, RepositoryErrorKind, RestorePoint, open_repository,
 };
 
-use crate::config::{Config, RepositoryConfig};
+use crate::config::{Config, RepositoryConfig, RepositoryKind};
 
 /// Most backups in one answer.
 const LISTED_MAX: usize = 1_000;
 /// Most problems in one answer.
 const PROBLEMS_MAX: usize = 50;
 
+/// The place for decoded bytes of all that is opened.
+pub fn decoded_store(config: &Config) -> Arc<DecodedStore> {
+    Arc::new(DecodedStore::new(DecodedLimits {
+        directory: config.decoded_directory.clone(),
+        disk_bytes_max: config.decoded_bytes_max,
+        memory_bytes_max: config.decoded_memory_bytes_max,
+    }))
+}
+
 /// Opens a configured repository.
 pub fn open(
     name: &RepositoryName,
     config: &RepositoryConfig,
+    decoded: &Arc<DecodedStore>,
 ) -> Result<Box<dyn Repository>, Problem> {
     let options = OpenOptions {
         tablespace_directories: config.tablespace_directories.clone(),
         tablespace_setting: format!("repositories.{name}.tablespace_directories"),
+        decoded: Some(Arc::clone(decoded)),
         ..OpenOptions::default()
     };
-    open_repository(Path::new(&config.path), options).map_err(|error| problem_of(name, &error))
+    let opened = match config.kind {
+        RepositoryKind::PgBasebackup => open_repository(&config.path, options),
+        RepositoryKind::PgBackRest => {
+            let pgbackrest = PgBackRestOptions {
+                stanza: config.stanza.clone(),
+                passphrase: passphrase(config)?,
+                passphrase_setting: format!("repositories.{name}.cipher_passphrase_file"),
+            };
+            open_pgbackrest(&config.path, &pgbackrest, options)
+        }
+    };
+    opened.map_err(|error| problem_of(name, &error))
+}
+
+fn passphrase(config: &RepositoryConfig) -> Result<Option<Passphrase>, Problem> {
+    let secret = match &config.cipher_passphrase_file {
+        Some(path) => Some(Secret::from_file(path)?),
+        None => config.cipher_passphrase.clone(),
+    };
+    Ok(secret.map(|secret| Passphrase::new(secret.expose())))
 }
 
 /// An error of a repository in the contract's words.
@@ -41,7 +74,11 @@ pub fn problem_of(name: &RepositoryName, error: &RepositoryError) -> Problem {
 }
 
 /// Lists the backups of one repository or of all. Blocks: looks at every backup's list of files.
-pub fn list(config: &Config, only: Option<&RepositoryName>) -> Result<BackupList, Problem> {
+pub fn list(
+    config: &Config,
+    decoded: &Arc<DecodedStore>,
+    only: Option<&RepositoryName>,
+) -> Result<BackupList, Problem> {
     let mut list = BackupList {
         backups: Vec::new(),
         problems: Vec::new(),
@@ -54,7 +91,7 @@ pub fn list(config: &Config, only: Option<&RepositoryName>) -> Result<BackupList
         if only.is_some_and(|only| only != name) {
             continue;
         }
-        match open(name, repository).and_then(|open| {
+        match open(name, repository, decoded).and_then(|open| {
             open.restore_points()
                 .map_err(|error| problem_of(name, &error))
         }) {
@@ -90,7 +127,7 @@ fn listed(name: &RepositoryName, point: &RestorePoint) -> Option<BackupListed> {
         repository: name.clone(),
         // A directory whose name cannot be a label cannot be asked for either.
         label: BackupLabel::new(point.label.clone()).ok()?,
-        format: point.format.to_string(),
+        format: format_of(point),
         postgresql_major: point.postgresql_major,
         started_at: point.started_at,
         size_bytes: point.size_bytes,
@@ -104,4 +141,17 @@ fn listed(name: &RepositoryName, point: &RestorePoint) -> Option<BackupListed> {
             to: None,
         }),
     })
+}
+
+/// The format; of pgBackRest with the kind, because there a backup may stand on others.
+fn format_of(point: &RestorePoint) -> String {
+    let kind = match (point.format, point.kind) {
+        (BackupFormat::PgBasebackupPlain | BackupFormat::PgBasebackupTar, _) => {
+            return point.format.to_string();
+        }
+        (BackupFormat::PgBackRest, BackupKind::Full) => "full",
+        (BackupFormat::PgBackRest, BackupKind::Differential) => "diff",
+        (BackupFormat::PgBackRest, BackupKind::Incremental) => "incr",
+    };
+    format!("{} {kind}", point.format)
 }

@@ -248,8 +248,11 @@ impl Service {
         }
         let config = self.config.clone();
         let asked = query.payload;
+        let decoded = Arc::clone(self.store.decoded());
         let found = tokio::task::spawn_blocking(move || match asked {
-            Query::BackupsQuery(query) => repositories::list(&config, query.repository.as_ref()),
+            Query::BackupsQuery(query) => {
+                repositories::list(&config, &decoded, query.repository.as_ref())
+            }
             other => Err(Problem::new(
                 ErrorCode::InvalidField,
                 format!(

@@ -11,6 +11,7 @@ use common::journal::{Journal, JournalError, RecordKey, Transaction};
 use common::messages::{Envelope, Internal};
 use common::problem::Problem;
 use common::topology;
+use repository::DecodedStore;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -18,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::keeper;
 use crate::record::MountRecord;
+use crate::repositories;
 
 const KIND: &str = "mount";
 /// Most mounts that one mount server keeps.
@@ -30,6 +32,7 @@ const JOURNAL_AGAIN: Duration = Duration::from_secs(2);
 pub struct Store {
     /// The configuration.
     pub config: Arc<Config>,
+    decoded: Arc<DecodedStore>,
     journal: Journal,
     env: Env,
     keepers: Mutex<HashMap<SessionId, watch::Sender<MountRecord>>>,
@@ -53,6 +56,7 @@ impl Store {
         stop: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
+            decoded: repositories::decoded_store(&config),
             config,
             journal,
             env,
@@ -60,6 +64,11 @@ impl Store {
             tasks: TaskTracker::new(),
             stop,
         })
+    }
+
+    /// The place for decoded bytes of all backups that are open.
+    pub fn decoded(&self) -> &Arc<DecodedStore> {
+        &self.decoded
     }
 
     /// Starts a keeper for every mount of the journal.

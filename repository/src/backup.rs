@@ -48,13 +48,33 @@ pub trait Backup: Send + Sync + fmt::Debug {
     ) -> Result<usize, RepositoryError>;
 
     /// Files found corrupt so far, in the tree's order.
-    fn corrupt_files(&self) -> Vec<FileIndex>;
+    fn corrupt_files(&self) -> Vec<CorruptFile>;
 
     /// Reads every file whose checksum has not been checked yet. Corrupt files do not end it, other errors do; `progress` may.
     fn verify_all(
         &self,
         progress: &mut dyn FnMut(VerifyProgress) -> ControlFlow<()>,
     ) -> Result<VerifyReport, RepositoryError>;
+}
+
+/// A file that was found corrupt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CorruptFile {
+    /// The file.
+    pub file: FileIndex,
+    /// What is wrong with it, and where: a sentence that begins with its path.
+    pub reason: String,
+}
+
+/// What kind of backup one is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BackupKind {
+    /// It stands on no other.
+    Full,
+    /// It stands on a full one.
+    Differential,
+    /// It stands on any others of its set.
+    Incremental,
 }
 
 /// How far [`Backup::verify_all`] is.

@@ -129,7 +129,7 @@ impl RepositoryError {
                 format!("see that {file} exists and that the mount server may read it")
             }
             Self::Corrupt { .. } => {
-                "use another backup, and find out with pg_verifybackup what happened to this one"
+                "use another backup, and find out with pg_verifybackup or pgbackrest verify what happened to this one"
                     .into()
             }
             Self::Unsupported { remedy, .. } => remedy.clone(),

@@ -9,16 +9,24 @@
 
 mod backup;
 mod beneath;
+mod bounded_cache;
+mod checksums;
+mod decoded;
 mod directory;
 mod error;
+mod handles;
 mod lsn;
 mod name;
 mod options;
 pub mod pg_basebackup;
+pub mod pgbackrest;
 mod restore_point;
 mod tree;
 
-pub use backup::{Backup, BackupChoice, Repository, VerifyProgress, VerifyReport};
+pub use backup::{
+    Backup, BackupChoice, BackupKind, CorruptFile, Repository, VerifyProgress, VerifyReport,
+};
+pub use decoded::{DecodedLimits, DecodedStore};
 pub use directory::open_repository;
 pub use error::{RepositoryError, RepositoryErrorKind};
 pub use lsn::{InvalidLsn, Lsn};

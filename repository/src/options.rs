@@ -1,6 +1,9 @@
 //! How a repository is opened.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::DecodedStore;
 
 /// How a repository is opened; [`Default`] is right for most.
 #[derive(Debug, Clone, Default)]
@@ -12,6 +15,8 @@ pub struct OpenOptions {
     pub tablespace_setting: String,
     /// What is too much.
     pub limits: Limits,
+    /// Where decoded bytes lie; without one each repository that needs it makes its own.
+    pub decoded: Option<Arc<DecodedStore>>,
 }
 
 impl OpenOptions {

@@ -4,7 +4,7 @@ use std::fmt;
 
 use jiff::Timestamp;
 
-use crate::{Lsn, RepositoryError};
+use crate::{BackupKind, Lsn, RepositoryError};
 
 /// One backup, described.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,10 +13,16 @@ pub struct RestorePoint {
     pub label: String,
     /// What it was made by.
     pub format: BackupFormat,
+    /// What kind of backup it is.
+    pub kind: BackupKind,
+    /// Labels of the other backups that it stands on, oldest first.
+    pub references: Vec<String>,
     /// PostgreSQL's major version, from `PG_VERSION`.
     pub postgresql_major: u32,
     /// When it was begun; absent where only a local time of an unknown zone is known.
     pub started_at: Option<Timestamp>,
+    /// When it was finished, where the format tells it.
+    pub stopped_at: Option<Timestamp>,
     /// Size of its files, in bytes.
     pub size_bytes: u64,
     /// How many files it has.
@@ -38,6 +44,8 @@ pub enum BackupFormat {
     PgBasebackupPlain,
     /// `pg_basebackup -Ft`, not compressed.
     PgBasebackupTar,
+    /// A backup in a repository of pgBackRest.
+    PgBackRest,
 }
 
 impl fmt::Display for BackupFormat {
@@ -45,6 +53,7 @@ impl fmt::Display for BackupFormat {
         f.write_str(match self {
             Self::PgBasebackupPlain => "pg_basebackup plain",
             Self::PgBasebackupTar => "pg_basebackup tar",
+            Self::PgBackRest => "pgBackRest",
         })
     }
 }

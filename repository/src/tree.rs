@@ -172,6 +172,11 @@ pub(crate) struct Location {
     pub(crate) offset: u64,
 }
 
+/// The mode of what has the one that [`TreeBuilder::fill_modes`] is given later.
+pub(crate) const DEFAULT_MODE: u32 = u32::MAX;
+/// How a node has it: no mode of 12 bits.
+const NODE_DEFAULT_MODE: u16 = u16::MAX;
+
 /// What a reader found; the paths are checked when it is added.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Found<'a> {
@@ -238,12 +243,28 @@ impl TreeBuilder {
                 DIRECTORY
             },
             path_length,
-            mode: u16::try_from(found.mode & 0o7777).unwrap_or(0),
+            mode: match found.mode {
+                DEFAULT_MODE => NODE_DEFAULT_MODE,
+                mode => u16::try_from(mode & 0o7777).unwrap_or(0),
+            },
             size_bytes,
             modified_at_s: found.modified_at_s,
         };
         self.nodes.push((node, found.location));
         Ok(())
+    }
+
+    /// Gives a mode to what was added with [`DEFAULT_MODE`].
+    pub(crate) fn fill_modes(&mut self, file_mode: u32, directory_mode: u32) {
+        for (node, _) in &mut self.nodes {
+            if node.mode == NODE_DEFAULT_MODE {
+                let mode = match node.file {
+                    DIRECTORY => directory_mode,
+                    _ => file_mode,
+                };
+                node.mode = u16::try_from(mode & 0o7777).unwrap_or(0);
+            }
+        }
     }
 
     /// Sorts, adds directories that only their children speak of, and numbers the files.

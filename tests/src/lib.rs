@@ -8,6 +8,7 @@ pub mod generated;
 pub mod history;
 pub mod ledger;
 pub mod leftovers;
+pub mod pgbackrest;
 pub mod postgres;
 pub mod programs;
 pub mod recoverable;

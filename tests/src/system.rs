@@ -30,6 +30,8 @@ pub struct SystemOptions {
     pub retry_ttl_ms: u64,
     /// More lines of the target's section.
     pub target_lines: String,
+    /// More lines of the section of repository `main`.
+    pub repository_lines: String,
     /// More sections of recovery-svc's configuration.
     pub recovery_lines: String,
     /// How the path of the system's own directory begins. Not below /tmp, which may be a tmpfs: the write cache belongs on
@@ -42,6 +44,7 @@ impl Default for SystemOptions {
         Self {
             retry_ttl_ms: 700,
             target_lines: String::new(),
+            repository_lines: String::new(),
             recovery_lines: FAST.to_owned(),
             directory_prefix: PathBuf::from("/var/tmp/pginstant-system-"),
         }
@@ -374,7 +377,11 @@ fn write_configuration(
         (
             "mount-svc",
             Role::MountService,
-            format!("[repositories.main]\npath = \"{}\"\n", repository.display()),
+            format!(
+                "[repositories.main]\npath = \"{}\"\n{}\n",
+                repository.display(),
+                options.repository_lines
+            ),
         ),
         (
             "recovery-svc",

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use common::messages::SessionStatus;
+use tests::pgbackrest::{Layout, PASSPHRASE, RepositoryKind, STANZA, Stage, Tool};
 use tests::postgres::{BackupOptions, Installation, TestPostgres, installations};
 use tests::system::TestSystem;
 use tests::tree_hash;
@@ -32,9 +33,13 @@ fn installation(major: u32) -> Result<Installation> {
         .with_context(|| format!("PostgreSQL {major} is not installed; ./test installs it"))
 }
 
-async fn publish_read_write_unpublish(system: &TestSystem, backup: &Path) -> Result<()> {
+async fn publish_read_write_unpublish(
+    system: &TestSystem,
+    backup: &Path,
+    label: &str,
+) -> Result<()> {
     let before = tree_hash::of(backup)?;
-    let (id, detail) = system.publish(&["--backup", "monday"]).await?;
+    let (id, detail) = system.publish(&["--backup", label]).await?;
     let published = detail.published.clone().context("where it is published")?;
     ensure!(
         published.timeline == 2,
@@ -75,14 +80,14 @@ async fn publish_read_write_unpublish(system: &TestSystem, backup: &Path) -> Res
 async fn a_plain_backup_is_published_read_written_and_unpublished_without_a_trace() -> Result<()> {
     let (directory, _original) = repository(&installation(15)?, false)?;
     let system = TestSystem::start(directory.path()).await?;
-    publish_read_write_unpublish(&system, &directory.path().join("monday")).await
+    publish_read_write_unpublish(&system, &directory.path().join("monday"), "monday").await
 }
 
 #[tokio::test]
 async fn a_tar_backup_is_published_read_written_and_unpublished_without_a_trace() -> Result<()> {
     let (directory, _original) = repository(&installation(15)?, true)?;
     let system = TestSystem::start(directory.path()).await?;
-    publish_read_write_unpublish(&system, &directory.path().join("monday")).await
+    publish_read_write_unpublish(&system, &directory.path().join("monday"), "monday").await
 }
 
 #[tokio::test]
@@ -94,5 +99,42 @@ async fn a_backup_of_postgresql_18_is_published_as_well() -> Result<()> {
         ..tests::system::SystemOptions::default()
     };
     let system = TestSystem::start_with(directory.path(), options).await?;
-    publish_read_write_unpublish(&system, &directory.path().join("monday")).await
+    publish_read_write_unpublish(&system, &directory.path().join("monday"), "monday").await
+}
+
+/// An incremental backup, encrypted, compressed and in blocks: everything at once. Its WAL is in the archive only.
+#[tokio::test]
+async fn a_backup_of_pgbackrest_is_listed_and_published_without_a_trace() -> Result<()> {
+    let kind = RepositoryKind {
+        layout: Layout::Blocks,
+        is_encrypted: true,
+    };
+    let stage = Stage::new(&Tool::of("trixie")?, &installation(15)?, &[kind])?;
+    let cluster = stage.cluster();
+    cluster.psql("postgres", "CREATE DATABASE shop")?;
+    cluster.pgbench("shop", &["-i", "-q", "-s", "2", "--tablespace=one"])?;
+    let full = stage.backup(1, &["--type=full", "--compress-type=zst"])?;
+    cluster.pgbench("shop", &["-t", "200"])?;
+    let label = stage.backup(1, &["--type=incr", "--compress-type=zst"])?;
+    cluster.stop("fast")?; // nothing is archived any more
+    let secret = tempfile::NamedTempFile::new()?;
+    std::fs::write(secret.path(), format!("{PASSPHRASE}\n"))?;
+    let options = tests::system::SystemOptions {
+        repository_lines: format!(
+            "kind = \"pgbackrest\"\nstanza = \"{STANZA}\"\ncipher_passphrase_file = \"{}\"\n",
+            secret.path().display()
+        ),
+        ..tests::system::SystemOptions::default()
+    };
+    let repository = stage.repository(1);
+    let system = TestSystem::start_with(&repository, options).await?;
+    let listed = system.explorer(&["backups"]).await?;
+    let listed = String::from_utf8(listed.stdout)?;
+    for text in [&full, &label, "pgBackRest full", "pgBackRest incr"] {
+        ensure!(listed.contains(text), "{text} is not in:\n{listed}");
+    }
+    publish_read_write_unpublish(&system, &repository, &label).await?;
+    let log = system.log("mount-svc");
+    ensure!(!log.contains(PASSPHRASE), "the passphrase is in the log");
+    Ok(())
 }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use sha2::{Digest, Sha256};
 
-use super::checksums::{Algorithm, Checksum};
+use crate::checksums::{Algorithm, Checksum};
 use crate::{Lsn, RepositoryError};
 
 /// The manifest's name.

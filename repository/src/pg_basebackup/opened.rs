@@ -7,12 +7,12 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::checksums::{Standing, Verifier};
-use super::handles::Handles;
 use super::plain::{PlainFiles, scan_plain};
 use super::tar::{TarFiles, scan_tar};
-use crate::backup::{Backup, VerifyProgress, VerifyReport};
+use crate::backup::{Backup, CorruptFile, VerifyProgress, VerifyReport};
 use crate::beneath::{open_file, open_root, read_pages_at};
+use crate::checksums::{Standing, Verifier};
+use crate::handles::Handles;
 use crate::restore_point::{BackupFormat, RestorePoint};
 use crate::tree::{EntryKind, FileIndex, Location, Tree, TreeBuilder};
 use crate::{OpenOptions, RepositoryError};
@@ -129,7 +129,7 @@ struct Content {
     tree: Tree,
     locations: Vec<Location>,
     files: Files,
-    handles: Handles,
+    handles: Handles<u32>,
 }
 
 impl Content {
@@ -281,8 +281,15 @@ impl Backup for OpenedBackup {
         }
     }
 
-    fn corrupt_files(&self) -> Vec<FileIndex> {
-        self.verifier.corrupt()
+    fn corrupt_files(&self) -> Vec<CorruptFile> {
+        let reason = |file| self.corrupt(file).to_string();
+        let corrupt = self.verifier.corrupt().into_iter();
+        corrupt
+            .map(|file| CorruptFile {
+                file,
+                reason: reason(file),
+            })
+            .collect()
     }
 
     fn verify_all(

@@ -3,13 +3,13 @@
 use std::fs::File;
 
 use super::{Content, Place};
+use crate::checksums::{Expected, Standing, Verifier};
 use crate::pg_basebackup::backup_label::{BackupLabel, parse_backup_label};
-use crate::pg_basebackup::checksums::{Expected, Standing, Verifier};
 use crate::pg_basebackup::manifest::{MANIFEST, Manifest, ManifestFile, read_manifest};
 use crate::pg_basebackup::tablespace_map::parse_tablespace_map;
 use crate::restore_point::{RecoverableInterval, Verification};
 use crate::tree::FileIndex;
-use crate::{BackupFormat, Lsn, RepositoryError, RestorePoint, Tablespace};
+use crate::{BackupFormat, BackupKind, Lsn, RepositoryError, RestorePoint, Tablespace};
 
 /// What opening a backup has found out.
 #[derive(Debug)]
@@ -58,8 +58,11 @@ pub(super) fn check(
     let restore_point = RestorePoint {
         label: place.label.clone(),
         format,
+        kind: BackupKind::Full,
+        references: Vec::new(),
         postgresql_major,
         started_at,
+        stopped_at: None,
         size_bytes: content.tree.size_bytes(),
         file_count: content.tree.file_count(),
         tablespaces,

@@ -6,16 +6,19 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use sha1::Sha1;
 use sha2::digest::DynDigest;
 use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
 
 use crate::FileIndex;
 
-/// A checksum algorithm of backup manifests.
+/// A checksum algorithm of manifests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Algorithm {
     /// CRC32C; its hex digits are in little-endian byte order.
     Crc32c,
+    /// SHA-1, of pgBackRest.
+    Sha1,
     /// SHA-224.
     Sha224,
     /// SHA-256.
@@ -27,7 +30,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// The algorithm as manifests name it.
+    /// The algorithm as `backup_manifest` names it.
     pub fn from_name(name: &str) -> Option<Self> {
         Some(match name {
             "CRC32C" => Self::Crc32c,
@@ -42,6 +45,7 @@ impl Algorithm {
     fn length(self) -> usize {
         match self {
             Self::Crc32c => 4,
+            Self::Sha1 => 20,
             Self::Sha224 => 28,
             Self::Sha256 => 32,
             Self::Sha384 => 48,
@@ -53,6 +57,7 @@ impl Algorithm {
     fn hasher(self) -> Option<Box<dyn DynDigest + Send>> {
         Some(match self {
             Self::Crc32c => return None,
+            Self::Sha1 => Box::new(Sha1::new()),
             Self::Sha224 => Box::new(Sha224::new()),
             Self::Sha256 => Box::new(Sha256::new()),
             Self::Sha384 => Box::new(Sha384::new()),
@@ -191,14 +196,21 @@ impl Verifier {
     }
 
     pub(crate) fn standing(&self, file: FileIndex) -> Standing {
-        if self.expected.get(file).is_none() {
-            return Standing::Unknown;
-        }
         let shard = self.shard(file);
         match shard.and_then(|shard| shard.ended.get(&file.0).copied()) {
+            None if self.expected.get(file).is_none() => Standing::Unknown,
             None => Standing::Pending,
             Some(true) => Standing::Verified,
             Some(false) => Standing::Corrupt,
+        }
+    }
+
+    /// Notes what was found out about a file otherwise: that it has its checksum, or that it is not what it should be.
+    pub(crate) fn settle(&self, file: FileIndex, sound: bool) {
+        if let Some(mut shard) = self.shard(file)
+            && shard.ended.get(&file.0) != Some(&false)
+        {
+            shard.ended.insert(file.0, sound);
         }
     }
 
@@ -410,6 +422,7 @@ mod tests {
     fn a_sha_is_completed_by_reads_in_order_however_they_overlap() {
         let content = [7_u8; 100];
         for algorithm in [
+            Algorithm::Sha1,
             Algorithm::Sha224,
             Algorithm::Sha256,
             Algorithm::Sha384,

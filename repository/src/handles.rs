@@ -2,26 +2,31 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::RepositoryError;
 
+/// Open files by what their reader numbers them with.
 #[derive(Debug)]
-pub(crate) struct Handles {
-    open: Mutex<Open>,
+pub(crate) struct Handles<K> {
+    open: Mutex<Open<K>>,
     count_max: usize,
 }
 
-#[derive(Debug, Default)]
-struct Open {
-    files: HashMap<u32, (u64, Arc<File>)>,
+#[derive(Debug)]
+struct Open<K> {
+    files: HashMap<K, (u64, Arc<File>)>,
     clock: u64,
 }
 
-impl Handles {
+impl<K: Copy + Eq + Hash> Handles<K> {
     pub(crate) fn new(count_max: usize) -> Self {
         Self {
-            open: Mutex::default(),
+            open: Mutex::new(Open {
+                files: HashMap::new(),
+                clock: 0,
+            }),
             count_max: count_max.max(1),
         }
     }
@@ -29,7 +34,7 @@ impl Handles {
     /// The open file of this number, opened now if need be.
     pub(crate) fn get(
         &self,
-        number: u32,
+        number: K,
         open: impl FnOnce() -> Result<File, RepositoryError>,
     ) -> Result<Arc<File>, RepositoryError> {
         // What is under the lock cannot be left half done, so one poisoned elsewhere is as good.

@@ -1,0 +1,397 @@
+//! Files of a repository that can only be read from their beginning (compressed, encrypted) are decoded once, in one pass,
+//! into a bounded place, and read from there at random.
+//!
+//! Whoever needs bytes that are not decoded yet decodes up to them; there is no thread of its own, and nobody waits for
+//! bytes behind his own. Decoded bytes lie in files without a name, so that nothing is left behind however the process ends.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::RepositoryError;
+use crate::beneath::read_full_at;
+use crate::bounded_cache::BoundedCache;
+
+/// Where decoded bytes may lie, and how many.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DecodedLimits {
+    /// Directory for files without a name: on a disk, not in memory.
+    pub directory: PathBuf,
+    /// Most bytes there.
+    pub disk_bytes_max: u64,
+    /// Most bytes in memory: small files, decoded pieces, maps.
+    pub memory_bytes_max: usize,
+}
+
+impl Default for DecodedLimits {
+    fn default() -> Self {
+        Self {
+            directory: "/var/tmp".into(),
+            disk_bytes_max: 16 << 30,
+            memory_bytes_max: 256 << 20,
+        }
+    }
+}
+
+/// The place for decoded bytes, shared by all that is opened.
+#[derive(Debug)]
+pub struct DecodedStore {
+    limits: DecodedLimits,
+    memory: BoundedCache,
+    entries: Mutex<Entries>,
+    space: Arc<SpaceLeft>,
+    next_owner: AtomicU64,
+}
+
+/// A file in decoding, from its beginning on.
+pub(crate) trait ByteSource: Send {
+    /// The next bytes; an error ends it. The read that completes the file has checked it.
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, RepositoryError>;
+}
+
+/// Names a decoded file and says where in it to read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DecodedRead<'a> {
+    /// The opened backup.
+    pub(crate) owner: u64,
+    /// Its file.
+    pub(crate) file: u32,
+    /// The file's path, for errors.
+    pub(crate) path: &'a str,
+    /// Its decoded size.
+    pub(crate) size_bytes: u64,
+    /// Where to read.
+    pub(crate) offset: u64,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    files: HashMap<(u64, u32), Arc<Entry>>,
+    clock: u64,
+}
+
+struct Entry {
+    used_at: AtomicU64,
+    content: File,
+    available_bytes: AtomicU64,
+    decoding: Mutex<Decoding>,
+}
+
+struct Decoding {
+    source: Source,
+    space: Space,
+}
+
+enum Source {
+    Running(Box<dyn ByteSource>),
+    Done,
+    Failed,
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let available = self.available_bytes.load(Ordering::Relaxed);
+        write!(f, "Entry({available} bytes)")
+    }
+}
+
+/// Bytes decoded at a time.
+const STEP_BYTES: usize = 1 << 18;
+/// Most files at a time, each with an open descriptor and perhaps a decoder's window.
+const ENTRY_COUNT_MAX: usize = 256;
+/// How long to wait for space that others are using.
+const SPACE_WAIT: Duration = Duration::from_secs(30);
+/// How often a read begins anew whose file failed in somebody else's hands.
+const TRIES_MAX: usize = 8;
+
+impl DecodedStore {
+    /// A place; nothing is made before it is needed.
+    pub fn new(limits: DecodedLimits) -> Self {
+        Self {
+            memory: BoundedCache::new(limits.memory_bytes_max),
+            entries: Mutex::default(),
+            space: Arc::new(SpaceLeft {
+                bytes: Mutex::new(limits.disk_bytes_max),
+                freed: Condvar::new(),
+            }),
+            next_owner: AtomicU64::new(0),
+            limits,
+        }
+    }
+
+    /// The number of a backup that is being opened.
+    pub(crate) fn new_owner(&self) -> u64 {
+        self.next_owner.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// What is kept in memory.
+    pub(crate) fn memory(&self) -> &BoundedCache {
+        &self.memory
+    }
+
+    /// Forgets everything of one opened backup.
+    pub(crate) fn forget(&self, owner: u64) {
+        self.memory.forget(owner);
+        let mut forgotten = Vec::new();
+        self.lock().files.retain(|(of, _), entry| {
+            let keep = *of != owner;
+            if !keep {
+                forgotten.push(Arc::clone(entry));
+            }
+            keep
+        });
+    }
+
+    /// What is under the lock is never left half done, so one poisoned elsewhere is as good.
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads decoded bytes, decoding up to them first if need be; `open` begins a file. Fills the buffer but at the file's end.
+    pub(crate) fn read_at(
+        &self,
+        read: DecodedRead<'_>,
+        buffer: &mut [u8],
+        open: &dyn Fn() -> Result<Box<dyn ByteSource>, RepositoryError>,
+    ) -> Result<usize, RepositoryError> {
+        let left = read.size_bytes.saturating_sub(read.offset);
+        let wanted = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let buffer = buffer.get_mut(..wanted).unwrap_or_default();
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        if read.size_bytes > self.limits.disk_bytes_max {
+            let (size, max) = (read.size_bytes, self.limits.disk_bytes_max);
+            return Err(RepositoryError::unsupported(
+                read.path,
+                format!("has {size} bytes when decoded, and the place for decoded files {max}"),
+                "allow more bytes for decoded files",
+            ));
+        }
+        let end = read.offset + wanted as u64;
+        for _ in 0..TRIES_MAX {
+            let entry = self.entry(read, open)?;
+            let decoded = match entry.available_bytes.load(Ordering::Acquire) >= end {
+                true => Ok(true),
+                false => self.decode_to(&entry, read, end),
+            };
+            match decoded {
+                Ok(true) => {
+                    let count = read_full_at(&entry.content, read.offset, buffer);
+                    let count = count.map_err(|error| self.unusable("read", error))?;
+                    return Ok(count);
+                }
+                Ok(false) => self.remove(read, &entry),
+                Err(error) => {
+                    self.remove(read, &entry);
+                    return Err(error);
+                }
+            }
+        }
+        let error = std::io::Error::from(std::io::ErrorKind::ResourceBusy);
+        Err(RepositoryError::unreadable(read.path, "decode", error))
+    }
+
+    fn unusable(&self, doing: &'static str, error: std::io::Error) -> RepositoryError {
+        let place = format!("decoded files in {}", self.limits.directory.display());
+        RepositoryError::unreadable(place, doing, error)
+    }
+
+    fn entry(
+        &self,
+        read: DecodedRead<'_>,
+        open: &dyn Fn() -> Result<Box<dyn ByteSource>, RepositoryError>,
+    ) -> Result<Arc<Entry>, RepositoryError> {
+        let key = (read.owner, read.file);
+        let mut entries = self.lock();
+        entries.clock += 1;
+        let used_at = entries.clock;
+        if let Some(entry) = entries.files.get(&key) {
+            entry.used_at.store(used_at, Ordering::Relaxed);
+            return Ok(Arc::clone(entry));
+        }
+        drop(entries);
+        let source = Source::Running(open()?);
+        let content = tempfile::tempfile_in(&self.limits.directory);
+        let entry = Arc::new(Entry {
+            used_at: AtomicU64::new(used_at),
+            content: content.map_err(|error| self.unusable("make", error))?,
+            available_bytes: AtomicU64::new(0),
+            decoding: Mutex::new(Decoding {
+                source,
+                space: Space::new(&self.space),
+            }),
+        });
+        let mut entries = self.lock();
+        let evicted = match entries.files.len() >= ENTRY_COUNT_MAX {
+            true => entries.take_oldest_unused(),
+            false => None,
+        };
+        // Another may have begun it meanwhile: his is as good.
+        let kept = Arc::clone(entries.files.entry(key).or_insert(entry));
+        drop(entries);
+        drop(evicted);
+        Ok(kept)
+    }
+
+    fn remove(&self, read: DecodedRead<'_>, entry: &Arc<Entry>) {
+        let key = (read.owner, read.file);
+        let mut entries = self.lock();
+        let same = |held: &Arc<Entry>| Arc::ptr_eq(held, entry);
+        if entries.files.get(&key).is_some_and(same) {
+            entries.files.remove(&key);
+        }
+    }
+
+    /// Decodes until `end` is there; false if it had failed before.
+    fn decode_to(
+        &self,
+        entry: &Entry,
+        read: DecodedRead<'_>,
+        end: u64,
+    ) -> Result<bool, RepositoryError> {
+        let decoding = entry.decoding.lock();
+        // A decoder that panicked is in no state to go on.
+        let Ok(mut decoding) = decoding else {
+            return Ok(false);
+        };
+        let mut available = entry.available_bytes.load(Ordering::Acquire);
+        let mut step = vec![0; if available < end { STEP_BYTES } else { 0 }];
+        while available < end {
+            let Source::Running(source) = &mut decoding.source else {
+                return Ok(false);
+            };
+            let read_bytes = match source.read(&mut step) {
+                Ok(count) => count as u64,
+                Err(error) => {
+                    decoding.source = Source::Failed;
+                    return Err(error);
+                }
+            };
+            if let Err(error) = self.keep(entry, &mut decoding.space, &step, read_bytes) {
+                decoding.source = Source::Failed;
+                return Err(error);
+            }
+            available += read_bytes;
+            if read_bytes == 0 {
+                decoding.source = Source::Failed;
+                return Err(RepositoryError::corrupt(read.path, "ends too early"));
+            }
+            entry.available_bytes.store(available, Ordering::Release);
+            if available >= read.size_bytes {
+                decoding.source = Source::Done;
+            }
+        }
+        Ok(true)
+    }
+
+    fn keep(
+        &self,
+        entry: &Entry,
+        space: &mut Space,
+        step: &[u8],
+        count: u64,
+    ) -> Result<(), RepositoryError> {
+        let at = entry.available_bytes.load(Ordering::Relaxed);
+        let deadline = Instant::now() + SPACE_WAIT;
+        while !space.take(count) {
+            let evicted = self.lock().take_oldest_unused();
+            if evicted.is_none() && !space.wait(deadline) {
+                let error = std::io::Error::from(std::io::ErrorKind::StorageFull);
+                return Err(self.unusable("make room for", error));
+            }
+        }
+        let bytes = usize::try_from(count).ok().and_then(|n| step.get(..n));
+        let written = entry.content.write_all_at(bytes.unwrap_or_default(), at);
+        written.map_err(|error| self.unusable("write", error))
+    }
+}
+
+impl Entries {
+    /// The one not used for the longest time that nobody is reading.
+    fn take_oldest_unused(&mut self) -> Option<Arc<Entry>> {
+        let unused = self
+            .files
+            .iter()
+            .filter(|(_, entry)| Arc::strong_count(entry) == 1);
+        let oldest = unused.min_by_key(|(_, entry)| entry.used_at.load(Ordering::Relaxed));
+        let key = *oldest?.0;
+        self.files.remove(&key)
+    }
+}
+
+/// What is left of the bytes on disk.
+#[derive(Debug)]
+struct SpaceLeft {
+    bytes: Mutex<u64>,
+    freed: Condvar,
+}
+
+/// What one file has taken of them; given back when it goes.
+#[derive(Debug)]
+struct Space {
+    left: Arc<SpaceLeft>,
+    taken_bytes: u64,
+}
+
+impl Space {
+    fn new(left: &Arc<SpaceLeft>) -> Self {
+        Self {
+            left: Arc::clone(left),
+            taken_bytes: 0,
+        }
+    }
+
+    fn take(&mut self, bytes: u64) -> bool {
+        let mut left = self
+            .left
+            .bytes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match left.checked_sub(bytes) {
+            Some(rest) => {
+                *left = rest;
+                self.taken_bytes += bytes;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Waits for somebody to give bytes back; false when it is too late.
+    fn wait(&self, deadline: Instant) -> bool {
+        let left = self
+            .left
+            .bytes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(rest) = deadline.checked_duration_since(Instant::now()) else {
+            return false;
+        };
+        // Short, because an entry also becomes free when its reader ends, which is not told.
+        let rest = rest.min(Duration::from_millis(50));
+        drop(self.left.freed.wait_timeout(left, rest));
+        true
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        let mut left = self
+            .left
+            .bytes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *left += self.taken_bytes;
+        drop(left);
+        self.left.freed.notify_all();
+    }
+}
+
+#[cfg(test)]
+#[path = "decoded/tests.rs"]
+mod tests;

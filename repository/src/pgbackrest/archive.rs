@@ -1,0 +1,261 @@
+//! The WAL archive: the segments that recovery of one backup needs, from its start to its stop.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use super::Framing;
+use super::compression::Compression;
+use super::info_file::read_info;
+use super::passphrase::Passphrase;
+use super::stanza::Stanza;
+use super::stored::{Decoding, StoredRange};
+use crate::{Lsn, RepositoryError};
+
+/// A WAL segment as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ArchivedSegment {
+    /// Its name in `pg_wal`.
+    pub(crate) name: String,
+    /// Its path below the repository.
+    pub(crate) path: String,
+    pub(crate) compression: Compression,
+    pub(crate) stored_bytes: u64,
+    pub(crate) sha1: [u8; 20],
+}
+
+/// What a backup needs of the archive.
+#[derive(Debug)]
+pub(crate) struct WalRange<'a> {
+    /// The archive of its cluster: `15-1`.
+    pub(crate) archive_id: &'a str,
+    pub(crate) first_segment: &'a str,
+    pub(crate) start_lsn: Lsn,
+    pub(crate) stop_lsn: Lsn,
+    /// The cluster that the WAL must be of.
+    pub(crate) system_identifier: u64,
+}
+
+/// The segments of a backup, and what is common to them.
+#[derive(Debug)]
+pub(crate) struct ArchivedWal {
+    pub(crate) segments: Vec<ArchivedSegment>,
+    pub(crate) segment_bytes: u64,
+    /// Opens the segments.
+    pub(crate) passphrase: Option<Passphrase>,
+}
+
+/// Most segments of one backup: 64 TiB with the largest segments, 1 TiB with the usual ones.
+const SEGMENT_COUNT_MAX: u64 = 1 << 16;
+
+/// Finds the segments in the archive.
+pub(crate) fn find_wal(
+    stanza: &Stanza,
+    range: &WalRange<'_>,
+) -> Result<ArchivedWal, RepositoryError> {
+    let info = stanza.archive_path("archive.info");
+    let passphrase = stanza.info(&info, stanza.passphrase(), &read_archive_info)?;
+    let mut directories = BTreeMap::new();
+    let first = find_segment(stanza, range, range.first_segment, &mut directories)?;
+    let segment_bytes = segment_bytes(stanza, &first, passphrase.as_ref(), range)?;
+    let timeline = range.first_segment.get(..8).unwrap_or_default();
+    let corrupt = |reason: String| RepositoryError::corrupt(&first.path, reason);
+    if segment_name(timeline, range.start_lsn, segment_bytes) != range.first_segment {
+        let reason = format!("is not the file of WAL position {}", range.start_lsn);
+        return Err(corrupt(reason));
+    }
+    let first_number = range.start_lsn.0 / segment_bytes;
+    // A stop at a segment's very beginning needs nothing of that segment.
+    let last_number = range.stop_lsn.0.saturating_sub(1) / segment_bytes;
+    if last_number < first_number || last_number - first_number >= SEGMENT_COUNT_MAX {
+        let (start, stop) = (range.start_lsn, range.stop_lsn);
+        return Err(corrupt(format!(
+            "the backup's WAL is from {start} to {stop}"
+        )));
+    }
+    let mut segments = Vec::new();
+    for number in first_number..=last_number {
+        let name = segment_name(timeline, Lsn(number * segment_bytes), segment_bytes);
+        segments.push(find_segment(stanza, range, &name, &mut directories)?);
+    }
+    Ok(ArchivedWal {
+        segments,
+        segment_bytes,
+        passphrase,
+    })
+}
+
+/// The name of the segment that holds a WAL position.
+pub(crate) fn segment_name(timeline: &str, lsn: Lsn, segment_bytes: u64) -> String {
+    let number = lsn.0 / segment_bytes;
+    let per_log = (1_u64 << 32) / segment_bytes;
+    let (log, segment) = (number / per_log, number % per_log);
+    format!("{timeline}{log:08X}{segment:08X}")
+}
+
+fn read_archive_info(
+    source: Box<dyn Read + Send>,
+    file: &str,
+) -> Result<Option<Passphrase>, RepositoryError> {
+    let mut passphrase = None;
+    read_info(source, file, &mut |line| {
+        if (line.section, line.key) == ("cipher", "cipher-pass") {
+            passphrase = Some(Passphrase::new(line.parse::<String>(file)?));
+        }
+        Ok(())
+    })?;
+    Ok(passphrase)
+}
+
+/// Names of the files in one directory of the archive, by the segment that they are of.
+type Listed = BTreeMap<String, Vec<String>>;
+
+fn find_segment(
+    stanza: &Stanza,
+    range: &WalRange<'_>,
+    name: &str,
+    directories: &mut BTreeMap<String, Listed>,
+) -> Result<ArchivedSegment, RepositoryError> {
+    let prefix = name.get(..16).unwrap_or_default();
+    let directory = stanza.archive_path(&format!("{}/{prefix}", range.archive_id));
+    if !directories.contains_key(&directory) {
+        let listed = list(stanza, &directory)?;
+        directories.insert(directory.clone(), listed);
+    }
+    let files = directories
+        .get(&directory)
+        .and_then(|listed| listed.get(name));
+    let path = format!("{directory}/{name}");
+    let file = match files.map(Vec::as_slice) {
+        Some([file]) => file,
+        None | Some([]) => {
+            return Err(RepositoryError::unsupported(
+                path,
+                "is not in the WAL archive, and recovery of the backup needs it",
+                "use another backup, and find out with pgbackrest check why WAL is not archived",
+            ));
+        }
+        Some(_) => {
+            return Err(RepositoryError::corrupt(
+                path,
+                "is in the WAL archive several times, with different contents",
+            ));
+        }
+    };
+    let path = format!("{directory}/{file}");
+    let (sha1, compression) = parse_file_name(file, name)
+        .ok_or_else(|| RepositoryError::corrupt(&path, "has a name that is no segment's"))?;
+    let found = stanza.file(&path).and_then(|file| file.metadata());
+    let found = found.map_err(|error| RepositoryError::unreadable(&path, "look at", error))?;
+    Ok(ArchivedSegment {
+        name: name.to_owned(),
+        path,
+        compression,
+        stored_bytes: found.len(),
+        sha1,
+    })
+}
+
+fn list(stanza: &Stanza, directory: &str) -> Result<Listed, RepositoryError> {
+    let unreadable = |error| RepositoryError::unreadable(directory, "list", error);
+    let opened = match stanza.directory(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Listed::new()),
+        opened => opened.map_err(unreadable)?,
+    };
+    let mut listed = Listed::new();
+    let entries = rustix::fs::Dir::read_from(opened.as_fd());
+    for entry in entries.map_err(|error| unreadable(error.into()))? {
+        let entry = entry.map_err(|error| unreadable(error.into()))?;
+        if let Ok(name) = entry.file_name().to_str()
+            && let Some((segment, rest)) = name.split_at_checked(24)
+            && rest.starts_with('-')
+        {
+            let files = listed.entry(segment.to_owned()).or_default();
+            files.push(name.to_owned());
+        }
+    }
+    Ok(listed)
+}
+
+/// `<segment>-<SHA-1>` with the compression's extension.
+fn parse_file_name(file: &str, segment: &str) -> Option<([u8; 20], Compression)> {
+    let rest = file.strip_prefix(segment)?.strip_prefix('-')?;
+    let (digits, extension) = rest.split_at_checked(40)?;
+    Some((
+        super::manifest::parse_sha1(digits)?,
+        Compression::from_extension(extension)?,
+    ))
+}
+
+/// The size of segments, as the first one's first page says, and that it is WAL of this cluster.
+fn segment_bytes(
+    stanza: &Stanza,
+    first: &ArchivedSegment,
+    passphrase: Option<&Passphrase>,
+    range: &WalRange<'_>,
+) -> Result<u64, RepositoryError> {
+    // XLogLongPageHeaderData: the system identifier after the 24 bytes of a page's short header, then the segment's size.
+    const HEAD_BYTES: usize = 36;
+    let unreadable = |error| RepositoryError::unreadable(&first.path, "open", error);
+    let file = stanza.file(&first.path).map_err(unreadable)?;
+    let range_read = StoredRange::new(Arc::new(file), 0, first.stored_bytes);
+    let failure = range_read.failure();
+    let decoding = Decoding {
+        compression: first.compression,
+        framing: Framing::Standard,
+        passphrase,
+    };
+    let mut head = [0; HEAD_BYTES];
+    let read = decoding
+        .decoder(range_read)
+        .and_then(|mut decoder| decoder.read_exact(&mut head));
+    read.map_err(|error| failure.explain(&first.path, "its first page", &error))?;
+    let corrupt = |reason: String| RepositoryError::corrupt(&first.path, reason);
+    let field = |at: usize, width: usize| {
+        let bytes = head.get(at..at + width).unwrap_or_default();
+        let bytes = bytes.iter().rev();
+        bytes.fold(0_u64, |number, byte| number << 8 | u64::from(*byte))
+    };
+    let (system_identifier, size) = (field(24, 8), field(32, 4));
+    if system_identifier != range.system_identifier {
+        let wanted = range.system_identifier;
+        return Err(corrupt(format!(
+            "is WAL of cluster {system_identifier}, and the backup of {wanted}"
+        )));
+    }
+    match size.is_power_of_two() && (1 << 20..=1 << 30).contains(&size) {
+        true => Ok(size),
+        false => Err(corrupt(format!("says that segments have {size} bytes"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_has_the_name_that_postgresql_gives_it() {
+        for (lsn, segment_bytes, name) in [
+            (0x2000028, 16 << 20, "000000010000000000000002"),
+            (0x1_0000_0000, 16 << 20, "000000010000000100000000"),
+            (0xFF00_0000, 16 << 20, "0000000100000000000000FF"),
+            (0x2000028, 1 << 20, "000000010000000000000020"),
+            (0x4000_0000, 1 << 30, "000000010000000000000001"),
+        ] {
+            assert_eq!(segment_name("00000001", Lsn(lsn), segment_bytes), name);
+        }
+    }
+
+    #[test]
+    fn the_name_in_the_archive_tells_checksum_and_compression() {
+        let segment = "000000010000000000000002";
+        let sum = "0123456789abcdef0123456789abcdef01234567";
+        let parse = |rest: &str| parse_file_name(&format!("{segment}-{rest}"), segment);
+        assert_eq!(parse(sum).unwrap().1, Compression::None);
+        assert_eq!(parse(&format!("{sum}.zst")).unwrap().1, Compression::Zst);
+        for bad in ["", "0123", &format!("{sum}.xz"), &format!("{sum}0")] {
+            assert_eq!(parse(bad), None, "{bad}");
+        }
+    }
+}

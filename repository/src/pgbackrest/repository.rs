@@ -1,0 +1,129 @@
+//! A stanza as a repository of backups.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::backup_info::BackupInfo;
+use super::check::Opening;
+use super::passphrase::Passphrase;
+use super::stanza::{Stanza, StanzaOptions};
+use crate::{
+    Backup, BackupChoice, DecodedLimits, DecodedStore, OpenOptions, Repository, RepositoryError,
+    RestorePoints,
+};
+
+/// What is particular to repositories of pgBackRest.
+#[derive(Debug, Clone, Default)]
+pub struct PgBackRestOptions {
+    /// The stanza; absent: the only one there is.
+    pub stanza: Option<String>,
+    /// `repo1-cipher-pass`, if the repository is encrypted.
+    pub passphrase: Option<Passphrase>,
+    /// What the caller calls the setting behind `passphrase`, for refusals to name.
+    pub passphrase_setting: String,
+}
+
+/// Opens a repository of pgBackRest: the directory that is `repo1-path`.
+pub fn open_pgbackrest(
+    path: &Path,
+    pgbackrest: &PgBackRestOptions,
+    options: OpenOptions,
+) -> Result<Box<dyn Repository>, RepositoryError> {
+    let stanza = Stanza::open(&StanzaOptions {
+        path,
+        name: pgbackrest.stanza.as_deref(),
+        passphrase: pgbackrest.passphrase.as_ref(),
+        passphrase_setting: match pgbackrest.passphrase_setting.as_str() {
+            "" => "the passphrase",
+            setting => setting,
+        },
+    })?;
+    let store = options
+        .decoded
+        .clone()
+        .unwrap_or_else(|| Arc::new(DecodedStore::new(DecodedLimits::default())));
+    Ok(Box::new(PgBackRestRepository {
+        stanza: Arc::new(stanza),
+        options,
+        store,
+    }))
+}
+
+#[derive(Debug)]
+struct PgBackRestRepository {
+    stanza: Arc<Stanza>,
+    options: OpenOptions,
+    store: Arc<DecodedStore>,
+}
+
+impl PgBackRestRepository {
+    fn open_label(
+        &self,
+        info: &BackupInfo,
+        label: &str,
+    ) -> Result<Arc<dyn Backup>, RepositoryError> {
+        let listed = info.backups.get(label);
+        let listed = listed.ok_or_else(|| self.unknown(format!("backup {label:?}")))?;
+        Opening {
+            stanza: &self.stanza,
+            info,
+            label,
+            listed,
+            limits: self.options.limits,
+            store: &self.store,
+        }
+        .open()
+    }
+
+    fn unknown(&self, what: String) -> RepositoryError {
+        RepositoryError::UnknownBackup {
+            repository: format!("{} (stanza {})", self.stanza.shown, self.stanza.name),
+            what,
+        }
+    }
+
+    /// Labels from the one begun last on: their order is that of the times in them, whatever they stand on.
+    fn newest_first(info: &BackupInfo) -> Vec<&str> {
+        let mut labels: Vec<&str> = info.backups.keys().map(String::as_str).collect();
+        let time = |label: &str| label.rsplit('_').next().map(str::to_owned);
+        labels.sort_by_key(|label| std::cmp::Reverse(time(label)));
+        labels
+    }
+}
+
+impl Repository for PgBackRestRepository {
+    fn restore_points(&self) -> Result<RestorePoints, RepositoryError> {
+        let info = self.stanza.backup_info()?;
+        let mut found = RestorePoints::default();
+        for (number, label) in Self::newest_first(&info).into_iter().enumerate() {
+            if number == self.options.limits.backup_count {
+                found.truncated = true;
+                break;
+            }
+            match self.open_label(&info, label) {
+                Ok(backup) => found.restore_points.push(backup.restore_point().clone()),
+                Err(error) => found.problems.push((label.to_owned(), error)),
+            }
+        }
+        Ok(found)
+    }
+
+    fn open(&self, which: BackupChoice<'_>) -> Result<Arc<dyn Backup>, RepositoryError> {
+        let info = self.stanza.backup_info()?;
+        let label = match which {
+            BackupChoice::Label(label) => return self.open_label(&info, label),
+            BackupChoice::Newest => Self::newest_first(&info),
+        };
+        let mut problem = None;
+        for label in label {
+            match self.open_label(&info, label) {
+                Ok(backup) => return Ok(backup),
+                Err(error) => {
+                    problem.get_or_insert(error);
+                }
+            }
+        }
+        // There are backups, but none can be opened: why the newest cannot says more than "none".
+        Err(problem.unwrap_or_else(|| self.unknown("backup".into())))
+    }
+}

@@ -1,0 +1,107 @@
+//! Bytes as they are stored: a range of a file of the repository, with what it takes to decode them.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, OnceLock};
+
+use super::Framing;
+use super::cipher::DecryptReader;
+use super::compression::Compression;
+use super::passphrase::Passphrase;
+use crate::RepositoryError;
+
+/// A range of an open file, read from its beginning to its end.
+#[derive(Debug)]
+pub(crate) struct StoredRange {
+    file: Arc<File>,
+    at: u64,
+    left: u64,
+    failure: ReadFailure,
+}
+
+/// Why the system could not read, if so: then what comes out of a decoder is no sign of damage.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ReadFailure(Arc<OnceLock<io::Error>>);
+
+impl ReadFailure {
+    /// The error that a decoder's failure stands for.
+    pub(crate) fn explain(&self, path: &str, place: &str, error: &io::Error) -> RepositoryError {
+        match self.0.get() {
+            Some(cause) => {
+                let cause = cause
+                    .raw_os_error()
+                    .map_or_else(|| cause.kind().into(), io::Error::from_raw_os_error);
+                RepositoryError::unreadable(format!("{path} ({place})"), "read", cause)
+            }
+            None => RepositoryError::corrupt(path, format!("{place} cannot be decoded: {error}")),
+        }
+    }
+}
+
+impl StoredRange {
+    pub(crate) fn new(file: Arc<File>, offset: u64, length: u64) -> Self {
+        Self {
+            file,
+            at: offset,
+            left: length,
+            failure: ReadFailure::default(),
+        }
+    }
+
+    /// Tells later whether reading failed.
+    pub(crate) fn failure(&self) -> ReadFailure {
+        self.failure.clone()
+    }
+}
+
+impl Read for StoredRange {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wanted = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let buffer = buffer.get_mut(..wanted).unwrap_or_default();
+        match self.file.read_at(buffer, self.at) {
+            Ok(count) => {
+                self.at += count as u64;
+                self.left -= count as u64;
+                Ok(count)
+            }
+            Err(error) => {
+                if error.kind() != io::ErrorKind::Interrupted {
+                    let kind = error.raw_os_error();
+                    let kept =
+                        kind.map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
+                    // Only the first failure tells something.
+                    self.failure.0.set(kept).ok();
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// How stored bytes are turned into what they stand for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Decoding<'a> {
+    pub(crate) compression: Compression,
+    pub(crate) framing: Framing,
+    pub(crate) passphrase: Option<&'a Passphrase>,
+}
+
+impl Decoding<'_> {
+    /// Whether stored bytes stand for themselves.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.compression == Compression::None && self.passphrase.is_none()
+    }
+
+    /// A reader of what the stored bytes stand for: decrypted first, then decompressed.
+    pub(crate) fn decoder(
+        &self,
+        source: impl Read + Send + 'static,
+    ) -> io::Result<Box<dyn Read + Send>> {
+        let source: Box<dyn Read + Send> = match self.passphrase {
+            None => Box::new(source),
+            Some(passphrase) => Box::new(DecryptReader::new(source, passphrase, self.framing)),
+        };
+        self.compression.decoder(self.framing, source)
+    }
+}

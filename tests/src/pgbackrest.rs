@@ -1,0 +1,252 @@
+//! The real pgBackRest for a test: a cluster that archives to one or more repositories, backups in them, and what
+//! `pgbackrest restore` makes of those.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+use crate::postgres::{Installation, TestPostgres, as_postgres, give_to_postgres, run};
+
+/// The passphrase of encrypted repositories.
+pub const PASSPHRASE: &str = "a passphrase of the tests";
+/// The name of every stanza.
+pub const STANZA: &str = "main";
+
+/// One version of pgBackRest, as `./test` installs it.
+#[derive(Debug, Clone)]
+pub struct Tool {
+    program: PathBuf,
+    /// Major and minor version.
+    pub version: (u32, u32),
+}
+
+impl Tool {
+    /// The version of a Debian: `bookworm` has 2.45, `trixie` 2.55, `forky` today's.
+    pub fn of(suite: &str) -> Result<Self> {
+        let place = std::env::var_os("PGINSTANT_TEST_PGBACKREST").map_or_else(
+            || "/var/cache/pginstant-test/pgbackrest".into(),
+            PathBuf::from,
+        );
+        let program = place.join(suite).join("pgbackrest");
+        let output = run(Command::new(&program).arg("version")).with_context(|| {
+            format!("{} is not installed; ./test installs it", program.display())
+        })?;
+        let text = String::from_utf8(output.stdout)?;
+        let mut numbers = text
+            .split(|c: char| !c.is_ascii_digit())
+            .filter_map(|number| number.parse().ok());
+        let version = numbers.next().zip(numbers.next());
+        Ok(Self {
+            program,
+            version: version.with_context(|| format!("no version in {text:?}"))?,
+        })
+    }
+}
+
+/// How a repository stores what it gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// Each file by itself.
+    Plain,
+    /// Small files in bundles.
+    Bundle,
+    /// Bundles, and changed blocks only.
+    Blocks,
+}
+
+/// One repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RepositoryKind {
+    /// How files are stored.
+    pub layout: Layout,
+    /// Whether they are encrypted.
+    pub is_encrypted: bool,
+}
+
+/// A cluster and its repositories; all of it goes away with the test.
+#[derive(Debug)]
+pub struct Stage {
+    tool: Tool,
+    directory: TempDir,
+    cluster: TestPostgres,
+    repository_count: usize,
+}
+
+impl Stage {
+    /// Makes a cluster with a tablespace, and a stanza for it in each repository.
+    pub fn new(tool: &Tool, installation: &Installation, kinds: &[RepositoryKind]) -> Result<Self> {
+        let directory = tempfile::Builder::new()
+            .prefix("pginstant-pgbackrest-")
+            .tempdir_in("/var/tmp")?;
+        give_to_postgres(directory.path())?;
+        let mut stage = Self {
+            tool: tool.clone(),
+            cluster: TestPostgres::start_new(installation)?,
+            directory,
+            repository_count: kinds.len(),
+        };
+        stage.cluster.create_tablespace("one")?;
+        stage.configure(kinds)?;
+        stage.run(&["stanza-create"])?;
+        stage.archive()?;
+        Ok(stage)
+    }
+
+    fn configure(&self, kinds: &[RepositoryKind]) -> Result<()> {
+        let here = self.directory.path().display();
+        let mut text = format!(
+            "[global]\nlog-level-console=error\nlog-level-file=off\nlog-path={here}/log\nlock-path={here}/lock\n\
+             spool-path={here}/spool\nstart-fast=y\n"
+        );
+        if self.tool.version >= (2, 41) {
+            // Its own processes run by the same loader.
+            writeln!(text, "cmd={}", self.tool.program.display())?;
+        }
+        for (number, kind) in (1..).zip(kinds) {
+            writeln!(text, "repo{number}-path={here}/repository{number}")?;
+            writeln!(text, "repo{number}-retention-full=9")?;
+            if kind.is_encrypted {
+                writeln!(text, "repo{number}-cipher-type=aes-256-cbc")?;
+                writeln!(text, "repo{number}-cipher-pass={PASSPHRASE}")?;
+            }
+            if kind.layout != Layout::Plain {
+                writeln!(text, "repo{number}-bundle=y")?;
+            }
+            // 2.45 knows them as a beta, which is asked for with each backup.
+            if kind.layout == Layout::Blocks && self.tool.version >= (2, 46) {
+                writeln!(text, "repo{number}-block=y")?;
+            }
+        }
+        write!(
+            text,
+            "[{STANZA}]\npg1-path={}\npg1-socket-path={}\npg1-port={}\n",
+            self.cluster.data_directory().display(),
+            self.cluster.socket_directory().display(),
+            self.cluster.port()
+        )?;
+        Ok(std::fs::write(self.configuration(), text)?)
+    }
+
+    fn configuration(&self) -> PathBuf {
+        self.directory.path().join("pgbackrest.conf")
+    }
+
+    /// Has the cluster archive its WAL.
+    fn archive(&mut self) -> Result<()> {
+        let command = format!(
+            "{} --config={} --stanza={STANZA} archive-push %p",
+            self.tool.program.display(),
+            self.configuration().display()
+        );
+        for (name, value) in [("archive_mode", "on"), ("archive_command", &command)] {
+            let sql = format!("ALTER SYSTEM SET {name} = '{value}'");
+            self.cluster.psql("postgres", &sql)?;
+        }
+        self.cluster.stop("fast")?;
+        self.cluster.start()
+    }
+
+    /// The directory of a repository, counted from 1.
+    pub fn repository(&self, number: usize) -> PathBuf {
+        self.directory.path().join(format!("repository{number}"))
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> &TestPostgres {
+        &self.cluster
+    }
+
+    /// The program that is used.
+    pub fn tool(&self) -> &Tool {
+        &self.tool
+    }
+
+    /// Puts another cluster in the place of the one there is, as after `pg_upgrade`, and tells the stanza.
+    pub fn upgrade_to(
+        &mut self,
+        installation: &Installation,
+        kinds: &[RepositoryKind],
+    ) -> Result<()> {
+        ensure!(
+            kinds.len() == self.repository_count,
+            "the same repositories"
+        );
+        self.cluster.stop("fast")?;
+        self.cluster = TestPostgres::start_new(installation)?;
+        self.cluster.create_tablespace("one")?;
+        self.configure(kinds)?;
+        self.run(&["stanza-upgrade"])?;
+        self.archive()
+    }
+
+    /// Takes a backup and returns its label.
+    pub fn backup(&self, repository: usize, arguments: &[&str]) -> Result<String> {
+        let number = format!("--repo={repository}");
+        let all: Vec<&str> = ["backup", &number]
+            .into_iter()
+            .chain(arguments.iter().copied())
+            .collect();
+        self.run(&all)?;
+        let latest = format!("backup/{STANZA}/latest");
+        let label = std::fs::read_link(self.repository(repository).join(latest))?;
+        let label = label.file_name().and_then(|name| name.to_str());
+        Ok(label.context("the label of the latest backup")?.to_owned())
+    }
+
+    /// Restores a backup as it is stored, without settings for recovery, into a directory that goes away.
+    pub fn restore(&self, repository: usize, label: &str) -> Result<TempDir> {
+        let to = tempfile::Builder::new()
+            .prefix("restored-")
+            .tempdir_in(self.directory.path())?;
+        for name in ["data", "tablespaces"] {
+            std::fs::create_dir(to.path().join(name))?;
+            give_to_postgres(&to.path().join(name))?;
+        }
+        give_to_postgres(to.path())?;
+        let path = to.path().display();
+        self.run(&[
+            "restore",
+            "--type=none",
+            &format!("--repo={repository}"),
+            &format!("--set={label}"),
+            &format!("--pg1-path={path}/data"),
+            &format!("--tablespace-map-all={path}/tablespaces"),
+        ])?;
+        Ok(to)
+    }
+
+    /// A WAL segment, as the archive gives it back.
+    pub fn wal(&self, repository: usize, segment: &str) -> Result<Vec<u8>> {
+        let to = self.directory.path().join("segment");
+        let shown = to.display().to_string();
+        let number = format!("--repo={repository}");
+        self.run(&["archive-get", &number, segment, &shown])?;
+        let content = std::fs::read(&to)?;
+        std::fs::remove_file(&to)?;
+        Ok(content)
+    }
+
+    /// Runs the real program for the stanza.
+    pub fn run(&self, arguments: &[&str]) -> Result<()> {
+        let mut command = as_postgres(&self.tool.program);
+        command
+            .arg(format!("--config={}", self.configuration().display()))
+            .arg(format!("--stanza={STANZA}"))
+            .args(arguments);
+        run(&mut command).map(drop)
+    }
+}
+
+/// Name, size and times of everything in a directory, to see that nothing changed.
+pub fn state_of(directory: &Path) -> Result<String> {
+    let found = run(Command::new("find")
+        .arg(directory)
+        .args(["-printf", "%p %y %s %m %T@ %C@ %i\n"]))?;
+    let text = String::from_utf8(found.stdout)?;
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    Ok(lines.join("\n"))
+}
