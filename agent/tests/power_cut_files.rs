@@ -38,8 +38,8 @@ const VOLUME_BYTES: u64 = 256 << 20;
 const BASE_SIZES: [usize; 5] = [20_000, 8_192, 50_001, 0, 300_000];
 const OPERATIONS: usize = 1_200;
 /// Cuts when nobody asks for more.
-const CUTS: u64 = 400;
-const CUTS_OF_A_RUN: u64 = 200;
+const CUTS: u64 = 300;
+const CUTS_OF_A_RUN: u64 = 150;
 /// Every so many cuts the image is looked at through a mount of its own; else through the cache alone.
 const MOUNTED_EVERY: u64 = 40;
 

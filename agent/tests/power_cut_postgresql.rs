@@ -33,7 +33,7 @@ use support::{Published, account, as_postgres, postgresql};
 
 const VOLUME_BYTES: u64 = 1 << 30;
 /// Cuts of each version of PostgreSQL when nobody asks for more.
-const CUTS: u64 = 8;
+const CUTS: u64 = 6;
 /// Cuts of one run, and how long each of its two loads takes, in seconds.
 const CUTS_OF_A_RUN: u64 = 100;
 const LOAD_S: u64 = 3;

@@ -13,7 +13,8 @@ use crate::chance::Random;
 pub(crate) enum Entry {
     /// Bytes for this offset of the disk; they lie at `at` of the log's own file.
     Write { offset: u64, length: u64, at: u64 },
-    /// Everything that was written before is on the disk when this is answered.
+    /// Everything that was written before is on the disk when this is answered; also what was written just before, whose
+    /// answer may not have come to the device yet.
     Flush,
 }
 
