@@ -3,7 +3,8 @@
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    reason = "helpers of tests fail by panic"
+    clippy::print_stdout,
+    reason = "helpers of tests fail by panic, and print what was tried"
 )]
 
 use std::collections::BTreeSet;
