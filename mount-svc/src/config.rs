@@ -232,3 +232,52 @@ fn list<T: ToString>(names: impl Iterator<Item = T>) -> String {
         names.join(", ")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(repository: &str) -> Result<Config, Problem> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let text = format!(
+            "server = \"s\"\nstate_directory = \"/s\"\n[broker]\nuser = \"u\"\npassword_file = \"/p\"\n\
+             [repositories.main]\npath = \"/r\"\n{repository}\n"
+        );
+        std::fs::write(file.path(), text).unwrap();
+        let config: Config = common::config::load(file.path())?;
+        config.validate().map(|()| config)
+    }
+
+    #[test]
+    fn the_passphrase_of_a_repository_is_taken_and_never_shown() {
+        let config =
+            load("kind = \"pgbackrest\"\nstanza = \"a\"\ncipher_passphrase = \"geheim\"").unwrap();
+        let repository = config.repositories.values().next().unwrap();
+        assert_eq!(repository.kind, RepositoryKind::PgBackRest);
+        assert_eq!(repository.cipher_passphrase, Some(Secret::new("geheim")));
+        let shown = common::config::print(&config) + &format!("{config:?}");
+        assert!(
+            shown.contains("pgbackrest") && !shown.contains("geheim"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn settings_of_a_repository_that_do_not_fit_are_refused_by_its_name() {
+        for bad in [
+            "kind = \"pgbackrest\"\ncipher_passphrase = \"x\"\ncipher_passphrase_file = \"/x\"",
+            "kind = \"pgbackrest\"\ncipher_passphrase_file = \"x\"",
+            "stanza = \"a\"",
+            "cipher_passphrase = \"x\"",
+            "tablespace_directories = [\"x\"]",
+        ] {
+            let problem = load(bad).unwrap_err();
+            assert!(
+                problem.message.starts_with("repositories.main: "),
+                "{problem}"
+            );
+        }
+        assert!(load("kind = \"other\"").is_err());
+        assert!(load("kind = \"pg_basebackup\"").is_ok());
+    }
+}

@@ -18,6 +18,9 @@ use crate::beneath::{open_directory, open_file, open_root, read_full_at};
 /// First bytes of every info file.
 const INFO_BEGINNING: &[u8] = b"[backrest]\n";
 
+/// Reads an info file, decrypted; its name is for errors.
+type Parse<'a, T> = dyn Fn(Box<dyn Read + Send>, &str) -> Result<T, RepositoryError> + 'a;
+
 /// An opened repository, and the stanza in it that is asked for.
 #[derive(Debug)]
 pub(crate) struct Stanza {
@@ -100,12 +103,17 @@ impl Stanza {
     /// Reads `backup.info`, or its copy.
     pub(crate) fn backup_info(&self) -> Result<BackupInfo, RepositoryError> {
         let path = self.backup_path("backup.info");
-        if self.directory(&self.backup_path("")).is_err() {
-            return Err(RepositoryError::unsupported(
-                self.backup_path(""),
-                "is not there: the repository has no such stanza",
-                "name the directory that is repo1-path in pgbackrest.conf, and one of its stanzas",
-            ));
+        let directory = self.backup_path("");
+        match self.directory(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(RepositoryError::unsupported(
+                    directory,
+                    "is not there: the repository has no such stanza",
+                    "name the directory that is repo1-path in pgbackrest.conf, and one of its stanzas",
+                ));
+            }
+            Err(error) => return Err(RepositoryError::unreadable(directory, "open", error)),
+            Ok(_) => {}
         }
         self.info(&path, self.passphrase(), &read_backup_info)
     }
@@ -115,7 +123,7 @@ impl Stanza {
         &self,
         path: &str,
         passphrase: Option<&Passphrase>,
-        parse: &dyn Fn(Box<dyn Read + Send>, &str) -> Result<T, RepositoryError>,
+        parse: &Parse<'_, T>,
     ) -> Result<T, RepositoryError> {
         let first = match self.one_info(path, passphrase, parse) {
             Ok(found) => return Ok(found),
@@ -134,7 +142,7 @@ impl Stanza {
         &self,
         path: &str,
         passphrase: Option<&Passphrase>,
-        parse: &dyn Fn(Box<dyn Read + Send>, &str) -> Result<T, RepositoryError>,
+        parse: &Parse<'_, T>,
     ) -> Result<T, RepositoryError> {
         let unreadable = |error| RepositoryError::unreadable(path, "open", error);
         let file = Arc::new(self.file(path).map_err(unreadable)?);

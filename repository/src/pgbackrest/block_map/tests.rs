@@ -82,7 +82,7 @@ fn a_superblock_that_a_newer_backup_interrupts_is_continued() {
         Err(1),
         Ok(2 << 3 | 4), // reference 2 at an offset
         Ok(64),
-        Ok(2 * 400 - 1 << 3 | 1), // 400 bytes less than the one before: 100
+        Ok(((2 * 400 - 1) << 3) | 1), // 400 bytes less than the one before: 100
         Err(9),
         Ok(2 | 4 | 1),        // reference 0 continues, last there, last run
         Ok((2 - 1) << 1 | 1), // two blocks after one that is skipped
