@@ -1,0 +1,122 @@
+//! Volumes that fill up during an instant recovery: it goes back or waits, says why, and completes when there is room again.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use common::messages::{EventBody, Step};
+use common::problem::Problem;
+use tests::gate::{Moment, request_of};
+use tests::history::{Heard, History};
+use tests::ready::Ready;
+use tests::recoverable::{World, WorldOptions, private};
+use tests::volume::Volume;
+
+const VOLUME_BYTES: u64 = 768 << 20;
+const SMALL_WAL: &str = "settings = { max_wal_size = \"64MB\", min_wal_size = \"32MB\" }\n";
+/// What the system says of a volume that is full.
+const REASON: &str = "No space left on device";
+
+fn problem(heard: Heard) -> Option<Problem> {
+    match heard.event.body {
+        EventBody::SwitchoverFailed(failed) => Some(failed.problem),
+        EventBody::Waiting(waiting) => Some(waiting.problem),
+        _ => None,
+    }
+}
+
+/// Waits until the session says that a volume is full.
+async fn says_why(history: &History, id: &str, told_before: usize) -> Result<()> {
+    let told = || -> Vec<Problem> { history.of(id).into_iter().filter_map(problem).collect() };
+    let said = tests::wait::until("it is told that the volume is full", LIMIT, async || {
+        told()
+            .iter()
+            .skip(told_before)
+            .any(|problem| problem.message.contains(REASON))
+    });
+    said.await.with_context(|| format!("{:#?}", told()))
+}
+
+const LIMIT: std::time::Duration = std::time::Duration::from_secs(90);
+
+fn told(ready: &Ready) -> usize {
+    ready
+        .history
+        .of(&ready.id)
+        .into_iter()
+        .filter_map(problem)
+        .count()
+}
+
+/// The volume is full from this step on until the session has said so.
+async fn full_at(ready: &Ready, volume: &Volume, step: Step) -> Result<()> {
+    let gate = ready.world.system.gate()?;
+    gate.holds().await?;
+    ready.is_in(step).await?;
+    let told_before = told(ready);
+    let full = volume.keep_full()?;
+    gate.release()?;
+    says_why(&ready.history, &ready.id, told_before).await?;
+    full.give_back()
+}
+
+async fn sabotaged_at(ready: Ready, volume: &Volume, steps: &[Step]) -> Result<()> {
+    let gate = ready.world.system.gate()?;
+    for step in steps {
+        gate.want(Moment::Before, request_of(*step)?)?;
+        if !matches!(step, Step::StartFinal) {
+            ready.order().await?;
+        }
+        full_at(&ready, volume, *step)
+            .await
+            .with_context(|| format!("full at {step}"))?;
+        if !matches!(step, Step::Settle | Step::StartFinal) {
+            ready.is_ready_again().await?;
+        }
+    }
+    gate.is_open()?;
+    ready.ends_well().await
+}
+
+#[tokio::test]
+async fn a_full_volume_of_the_standby_makes_a_switchover_go_back_or_wait_until_there_is_room()
+-> Result<()> {
+    let ground = private("pginstant-small-")?;
+    let volume = Volume::mount(
+        &ground.path().join("image"),
+        &ground.path().join("volume"),
+        VOLUME_BYTES,
+    )?;
+    let options = WorldOptions {
+        gate: true,
+        target_lines: SMALL_WAL.to_owned(),
+        original_in: Some(ground.path().join("volume")),
+        ..WorldOptions::default()
+    };
+    let world = World::with(15, options).await?;
+    let ready = Ready::of(world).await?;
+    sabotaged_at(ready, &volume, &[Step::Settle]).await?;
+    volume.unmount()
+}
+
+#[tokio::test]
+async fn a_full_volume_of_the_write_cache_makes_a_switchover_go_back_or_wait_until_there_is_room()
+-> Result<()> {
+    let options = WorldOptions {
+        gate: true,
+        target_lines: SMALL_WAL.to_owned(),
+        ..WorldOptions::default()
+    };
+    let world = World::with(15, options).await?;
+    let volume = Volume::mount(
+        &world.system.path("volume.img"),
+        &world.system.cache_root(),
+        VOLUME_BYTES,
+    )?;
+    let ready = Ready::of(world).await?;
+    sabotaged_at(
+        ready,
+        &volume,
+        &[Step::Freeze, Step::StopPublished, Step::Settle],
+    )
+    .await
+}
