@@ -1,50 +1,39 @@
 //! Volumes that fill up during an instant recovery: it goes back or waits, says why, and completes when there is room again.
 
-use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use common::messages::{EventBody, Step};
+use anyhow::{Context, Result};
+use common::messages::Step;
 use common::problem::Problem;
 use tests::gate::{Moment, request_of};
-use tests::history::{Heard, History};
 use tests::ready::Ready;
 use tests::recoverable::{World, WorldOptions, private};
 use tests::volume::Volume;
+use tests::wait;
 
 const VOLUME_BYTES: u64 = 768 << 20;
 const SMALL_WAL: &str = "settings = { max_wal_size = \"64MB\", min_wal_size = \"32MB\" }\n";
 /// What the system says of a volume that is full.
 const REASON: &str = "No space left on device";
+const LIMIT: Duration = Duration::from_secs(90);
 
-fn problem(heard: Heard) -> Option<Problem> {
-    match heard.event.body {
-        EventBody::SwitchoverFailed(failed) => Some(failed.problem),
-        EventBody::Waiting(waiting) => Some(waiting.problem),
-        _ => None,
-    }
+/// How often the session has said that something is wrong.
+fn complaints(ready: &Ready) -> Vec<Problem> {
+    let heard = ready.history.of(&ready.id);
+    heard
+        .iter()
+        .filter_map(|heard| heard.problem().cloned())
+        .collect()
 }
 
 /// Waits until the session says that a volume is full.
-async fn says_why(history: &History, id: &str, told_before: usize) -> Result<()> {
-    let told = || -> Vec<Problem> { history.of(id).into_iter().filter_map(problem).collect() };
-    let said = tests::wait::until("it is told that the volume is full", LIMIT, async || {
-        told()
-            .iter()
-            .skip(told_before)
-            .any(|problem| problem.message.contains(REASON))
+async fn says_why(ready: &Ready, complaints_before: usize) -> Result<()> {
+    let what = "it is told that the volume is full";
+    let said = wait::until(what, LIMIT, async || {
+        let new = complaints(ready).split_off(complaints_before);
+        new.iter().any(|problem| problem.message.contains(REASON))
     });
-    said.await.with_context(|| format!("{:#?}", told()))
-}
-
-const LIMIT: std::time::Duration = std::time::Duration::from_secs(90);
-
-fn told(ready: &Ready) -> usize {
-    ready
-        .history
-        .of(&ready.id)
-        .into_iter()
-        .filter_map(problem)
-        .count()
+    said.await.with_context(|| ready.story())
 }
 
 /// The volume is full from this step on until the session has said so.
@@ -52,10 +41,10 @@ async fn full_at(ready: &Ready, volume: &Volume, step: Step) -> Result<()> {
     let gate = ready.world.system.gate()?;
     gate.holds().await?;
     ready.is_in(step).await?;
-    let told_before = told(ready);
+    let complaints_before = complaints(ready).len();
     let full = volume.keep_full()?;
     gate.release()?;
-    says_why(&ready.history, &ready.id, told_before).await?;
+    says_why(ready, complaints_before).await?;
     full.give_back()
 }
 

@@ -14,6 +14,11 @@ use tests::{leftovers, victims, wait};
 const LIMIT: Duration = Duration::from_secs(120);
 const CLIENTS: u8 = 3;
 
+fn say(text: &str) {
+    use std::io::Write;
+    writeln!(std::io::stderr(), "{text}").ok();
+}
+
 /// A recovery that is online and switches over as soon as it can, with clients at work.
 struct Online {
     history: History,
@@ -66,6 +71,9 @@ impl Online {
             .system
             .reaches(&self.id, SessionStatus::Completed)
             .await?;
+        for line in &detail.log {
+            say(&format!("  {} {}", line.at, line.text));
+        }
         self.goes_on().await?;
         self.history.until(&self.id, "completed").await?;
         self.history.is_gapless(&self.id)?;

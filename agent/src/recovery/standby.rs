@@ -198,6 +198,7 @@ impl Recovery<'_> {
         };
         Ok(StandbyStatus {
             running,
+            published_running: self.published_process().is_some(),
             streaming: streaming.as_deref() == Some("true"),
             lag_ms: match lag_bytes {
                 Some(0) => Some(0),

@@ -44,6 +44,10 @@ pub(super) async fn catch_up(run: Run<'_>) -> Finished {
             Ok(status) if !status.running => {
                 return Finished::Failed(ended(&status));
             }
+            // Nobody can work, and nothing will ever come to the standby: it is started again by a retry.
+            Ok(status) if !status.published_running => {
+                return Finished::Failed(super::instance_ended(&run).await);
+            }
             Ok(status) => {
                 let lag = lag_of(&status);
                 if let Some(lag) = lag.filter(|lag| status.streaming && lag.bytes <= lag_max_bytes)

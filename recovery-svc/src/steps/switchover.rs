@@ -61,6 +61,9 @@ async fn wait_for_standby(
     loop {
         match standby::status(hand, run.state()).await {
             Ok(status) if !status.running => return Finished::Failed(standby::ended(&status)),
+            Ok(status) if !status.published_running => {
+                return Finished::Failed(super::instance_ended(run).await);
+            }
             Ok(status) => {
                 let replayed = status.replayed_lsn.as_deref().and_then(wal::position);
                 if status.streaming && replayed >= wal::position(flushed_lsn) {

@@ -209,6 +209,8 @@ pub enum ReplicationStatus {
 pub struct StandbyStatus {
     /// Whether its postmaster runs.
     pub running: bool,
+    /// Whether the published instance's postmaster runs.
+    pub published_running: bool,
     /// Whether it receives WAL from the published instance.
     pub streaming: bool,
     /// The published instance's WAL flush position, `X/X`; absent when it does not answer.
