@@ -19,12 +19,11 @@ pub(super) async fn run(run: Run<'_>) -> Result<StepOutcome, Problem> {
     if !state.made.standby {
         check_space(&run, &hand).await?;
     }
-    match ask(&hand, state, RecoveryAction::Check, LOOK_FOR).await? {
+    match ask(&hand, state, RecoveryAction::Check).await? {
         RecoveryResponse::Checked { .. } => {}
         other => return Err(unfitting(&other)),
     }
-    let limit = ACT_FOR * 2;
-    let aside = match ask(&hand, state, RecoveryAction::SetAside, limit).await? {
+    let aside = match ask(&hand, state, RecoveryAction::SetAside).await? {
         RecoveryResponse::SetAside(aside) => aside,
         other => return Err(unfitting(&other)),
     };

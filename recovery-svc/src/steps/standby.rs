@@ -11,7 +11,6 @@ use tokio::time::Instant;
 use super::recovery::{act, ask, last_words, spec, unfitting};
 use super::{Finished, Grip, Run, prepared};
 use crate::executor::pause;
-use crate::hand::{ACT_FOR, LOOK_FOR};
 
 /// Between two progress events of one session.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
@@ -22,7 +21,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 pub(super) async fn start(run: Run<'_>) -> Result<StepOutcome, Problem> {
     let instance = prepared(run.state())?;
     let action = RecoveryAction::StartStandby { instance };
-    act(&run.hand().await?, run.state(), action, ACT_FOR).await
+    act(&run.hand().await?, run.state(), action).await
 }
 
 /// Waits until it is in step; as long as it advances, that may take any time.
@@ -96,7 +95,7 @@ pub(crate) async fn status(
 ) -> Result<StandbyStatus, Problem> {
     let instance = prepared(state)?;
     let action = RecoveryAction::StandbyStatus { instance };
-    match ask(hand, state, action, LOOK_FOR).await? {
+    match ask(hand, state, action).await? {
         RecoveryResponse::Standby(status) => Ok(status),
         other => Err(unfitting(&other)),
     }

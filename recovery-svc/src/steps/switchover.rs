@@ -14,10 +14,8 @@ use tokio::time::Instant;
 use super::recovery::{act, ask, last_words, unfitting};
 use super::{Finished, Grip, Run, prepared, standby};
 use crate::executor::pause;
-use crate::hand::{ACT_FOR, LOOK_FOR, unexpected};
+use crate::hand::{ACT_FOR, unexpected};
 
-/// A checkpoint of a large instance takes a while; it is no reason to give up.
-const CHECKPOINT_FOR: Duration = Duration::from_secs(600);
 /// Between two looks while nobody can write.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -32,8 +30,8 @@ pub(super) async fn freeze(run: Run<'_>) -> Finished {
         let checkpoint = RecoveryAction::Checkpoint {
             instance: instance.clone(),
         };
-        act(&hand, state, checkpoint, CHECKPOINT_FOR).await?;
-        match ask(&hand, state, RecoveryAction::Freeze { instance }, ACT_FOR).await? {
+        act(&hand, state, checkpoint).await?;
+        match ask(&hand, state, RecoveryAction::Freeze { instance }).await? {
             RecoveryResponse::Frozen {
                 flushed_lsn,
                 ended_session_count,
@@ -111,8 +109,7 @@ pub(super) async fn stop_standby(run: Run<'_>) -> Result<StepOutcome, Problem> {
         instance: prepared(run.state())?,
         timeout_s,
     };
-    let limit = ACT_FOR + Duration::from_secs(timeout_s.into());
-    act(&run.hand().await?, run.state(), action, limit).await
+    act(&run.hand().await?, run.state(), action).await
 }
 
 /// Both must have ended at the same checkpoint: what `pg_control` says decides.
@@ -121,7 +118,7 @@ pub(super) async fn compare(run: Run<'_>) -> Result<StepOutcome, Problem> {
     let instance = prepared(state)?;
     let hand = run.hand().await?;
     let action = RecoveryAction::Positions { instance };
-    match ask(&hand, state, action, LOOK_FOR).await? {
+    match ask(&hand, state, action).await? {
         RecoveryResponse::Positions(positions) => {
             equal(&positions)?;
             Ok(StepOutcome::Done)
@@ -171,7 +168,7 @@ pub(super) async fn settle(run: Run<'_>) -> Result<StepOutcome, Problem> {
     let instance = prepared(state)?;
     let hand = run.hand().await?;
     let action = RecoveryAction::Settle { instance };
-    match ask(&hand, state, action, ACT_FOR).await? {
+    match ask(&hand, state, action).await? {
         RecoveryResponse::Settled { manager, remarks } => {
             let text = format!("the host starts it with {manager}");
             run.progress(Step::Settle, text, (None, None)).await;
@@ -195,12 +192,12 @@ pub(super) async fn start_final(run: Run<'_>) -> Finished {
         let settle = RecoveryAction::Settle {
             instance: instance.clone(),
         };
-        let manager = match ask(&hand, state, settle, ACT_FOR).await? {
+        let manager = match ask(&hand, state, settle).await? {
             RecoveryResponse::Settled { manager, .. } => manager,
             other => return Err(unfitting(&other)),
         };
         let start = RecoveryAction::StartFinal { instance };
-        act(&hand, state, start, ACT_FOR).await?;
+        act(&hand, state, start).await?;
         Ok((hand, manager))
     };
     let (hand, manager) = match started.await {
@@ -229,7 +226,7 @@ async fn look_at_final(
     let state = run.state();
     let instance = prepared(state)?;
     let action = RecoveryAction::FinalStatus { instance };
-    match ask(hand, state, action, LOOK_FOR).await? {
+    match ask(hand, state, action).await? {
         RecoveryResponse::Final(InstanceStatus::Ready {
             version, timeline, ..
         }) => Ok(Some(FinalInstance {
@@ -266,7 +263,7 @@ fn not_ready(limit: Duration) -> Problem {
 pub(super) async fn thaw(run: Run<'_>) -> Result<StepOutcome, Problem> {
     let instance = prepared(run.state())?;
     let action = RecoveryAction::Thaw { instance };
-    act(&run.hand().await?, run.state(), action, ACT_FOR * 2).await
+    act(&run.hand().await?, run.state(), action).await
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -129,6 +130,33 @@ pub enum RecoveryAction {
         /// How the published instance was prepared; absent when it never was.
         instance: Option<InstanceOptions>,
     },
+}
+
+impl RecoveryAction {
+    /// The longest that the agent works at it; the asker waits a little longer, to hear how it ended.
+    pub fn limit(&self) -> Duration {
+        let seconds = match self {
+            // Both write what was changed since their last one, while users work on.
+            Self::Checkpoint { .. } => 600,
+            Self::StopStandby { timeout_s, .. } => 120 + 2 * u64::from(*timeout_s),
+            // Removes a whole copy, file by file.
+            Self::RemoveStandby { .. } => 600,
+            // A server may have a lot to replay before it is ready.
+            Self::Thaw { .. } => 300,
+            Self::SetAside
+            | Self::PutBack
+            | Self::BeginReplication { .. }
+            | Self::Settle { .. }
+            | Self::StartFinal { .. } => 300,
+            Self::Freeze { .. } | Self::StartStandby { .. } => 60,
+            Self::Check
+            | Self::ReplicationStatus
+            | Self::StandbyStatus { .. }
+            | Self::Positions { .. }
+            | Self::FinalStatus { .. } => 30,
+        };
+        Duration::from_secs(seconds)
+    }
 }
 
 /// What is answered.
