@@ -223,3 +223,27 @@ impl Config {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_soon_a_retry_comes_is_the_queues_time_and_cannot_be_said_otherwise() {
+        let text = |retries: &str| {
+            format!(
+                r#"{{"server":"test","state_directory":"/s","broker":{{"user":"u","password_file":"/p"}},
+                    "retry":{{"recover":{retries}}}}}"#
+            )
+        };
+        let config: Config = serde_json::from_str(&text(r#"{"automatic_max":3}"#)).unwrap();
+        let expected = RetryPolicy {
+            automatic_max: 3,
+            every_s: 300,
+        };
+        assert_eq!(config.retry_policy(SessionKind::Recover), expected);
+        let other = text(r#"{"automatic_max":3,"every_s":60}"#);
+        let error = serde_json::from_str::<Config>(&other).unwrap_err();
+        assert!(error.to_string().contains("every_s"), "{error}");
+    }
+}

@@ -13,6 +13,7 @@ use tests::wait;
 
 const VOLUME_BYTES: u64 = 768 << 20;
 const SMALL_WAL: &str = "settings = { max_wal_size = \"64MB\", min_wal_size = \"32MB\" }\n";
+const LARGE: &str = "CREATE TABLE large AS SELECT repeat('x', 500) FROM generate_series(1, 80000)";
 /// What the system says of a volume that is full.
 const REASON: &str = "No space left on device";
 const LIMIT: Duration = Duration::from_secs(90);
@@ -37,28 +38,40 @@ async fn says_why(ready: &Ready, complaints_before: usize) -> Result<()> {
 }
 
 /// The volume is full from this step on until the session has said so.
-async fn full_at(ready: &Ready, volume: &Volume, step: Step) -> Result<()> {
+async fn full_at(ready: &Ready, volume: &Volume, step: Step, next: Option<Step>) -> Result<()> {
     let gate = ready.world.system.gate()?;
     gate.holds().await?;
     ready.is_in(step).await?;
     let complaints_before = complaints(ready).len();
     let full = volume.keep_full()?;
+    if step == Step::Freeze && volume.holds(&ready.final_directory()) {
+        // More than what the standby has made room for already.
+        ready.psql(ready.world.original.port(), LARGE)?;
+    }
+    if let (true, Some(next)) = (is_final(step), next) {
+        gate.want(Moment::Before, request_of(next)?)?;
+    }
     gate.release()?;
     says_why(ready, complaints_before).await?;
     full.give_back()
 }
 
+fn is_final(step: Step) -> bool {
+    matches!(step, Step::Settle | Step::StartFinal)
+}
+
 async fn sabotaged_at(ready: Ready, volume: &Volume, steps: &[Step]) -> Result<()> {
     let gate = ready.world.system.gate()?;
-    for step in steps {
-        gate.want(Moment::Before, request_of(*step)?)?;
-        if !matches!(step, Step::StartFinal) {
+    for (number, step) in steps.iter().enumerate() {
+        if *step != Step::StartFinal {
+            gate.want(Moment::Before, request_of(*step)?)?;
             ready.order().await?;
         }
-        full_at(&ready, volume, *step)
+        let next = steps.get(number + 1).copied();
+        full_at(&ready, volume, *step, next)
             .await
             .with_context(|| format!("full at {step}"))?;
-        if !matches!(step, Step::Settle | Step::StartFinal) {
+        if !is_final(*step) {
             ready.is_ready_again().await?;
         }
     }
@@ -83,7 +96,12 @@ async fn a_full_volume_of_the_standby_makes_a_switchover_go_back_or_wait_until_t
     };
     let world = World::with(15, options).await?;
     let ready = Ready::of(world).await?;
-    sabotaged_at(ready, &volume, &[Step::Settle]).await?;
+    sabotaged_at(
+        ready,
+        &volume,
+        &[Step::Freeze, Step::Settle, Step::StartFinal],
+    )
+    .await?;
     volume.unmount()
 }
 

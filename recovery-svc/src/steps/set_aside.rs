@@ -7,7 +7,7 @@ use common::session::{SessionState, StepOutcome};
 
 use super::recovery::{ask, final_place, unfitting};
 use super::{Grip, Run};
-use crate::hand::{ACT_FOR, LOOK_FOR, unexpected};
+use crate::hand::{LOOK_FOR, unexpected};
 
 /// Beside the backup's size, this share is wanted for WAL and growth, in per cent.
 const RESERVE_PERCENT: u64 = 10;

@@ -129,6 +129,17 @@ pub(crate) fn ended(status: &StandbyStatus) -> Problem {
     )
 }
 
+/// Why it does not receive anything, for the end of a sentence, if it says so.
+pub(crate) fn words(status: &StandbyStatus) -> String {
+    match status.last_log_lines.is_empty() {
+        true => String::new(),
+        false => format!(
+            "; its last log lines: {}",
+            last_words(&status.last_log_lines)
+        ),
+    }
+}
+
 fn stalled(status: &StandbyStatus, limit: Duration) -> Problem {
     let what = match status.streaming {
         true => "does not advance",
@@ -136,7 +147,11 @@ fn stalled(status: &StandbyStatus, limit: Duration) -> Problem {
     };
     Problem::new(
         ErrorCode::ReplicationFailed,
-        format!("the standby {what} for {} s", limit.as_secs()),
+        format!(
+            "the standby {what} for {} s{}",
+            limit.as_secs(),
+            words(status)
+        ),
         "look into its log in the session's log directory, mend the cause, then retry",
     )
 }

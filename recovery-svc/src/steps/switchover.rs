@@ -57,7 +57,7 @@ async fn wait_for_standby(
 ) -> Finished {
     let began_at = Instant::now();
     loop {
-        match standby::status(hand, run.state()).await {
+        let words = match standby::status(hand, run.state()).await {
             Ok(status) if !status.running => return Finished::Failed(standby::ended(&status)),
             Ok(status) if !status.published_running => {
                 return Finished::Failed(super::instance_ended(run).await);
@@ -67,14 +67,15 @@ async fn wait_for_standby(
                 if status.streaming && replayed >= wal::position(flushed_lsn) {
                     return Finished::Done(StepOutcome::Done);
                 }
+                standby::words(&status)
             }
             Err(problem) => return Finished::Failed(problem),
-        }
+        };
         if began_at.elapsed() >= limit {
             return Finished::Failed(Problem::new(
                 ErrorCode::SwitchoverFailed,
                 format!(
-                    "the standby has not replayed {flushed_lsn} within {} s",
+                    "the standby has not replayed {flushed_lsn} within {} s{words}",
                     limit.as_secs()
                 ),
                 "look for what slows it down, then switch over again",

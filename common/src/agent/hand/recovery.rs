@@ -249,7 +249,7 @@ pub struct StandbyStatus {
     pub lag_bytes: Option<u64>,
     /// How old the last replayed change is, in milliseconds; 0 when nothing is left to replay.
     pub lag_ms: Option<u64>,
-    /// The last lines of its log, at most 20, when it does not run.
+    /// The last lines of its log, at most 20, when it does not run or does not receive WAL.
     pub last_log_lines: Vec<String>,
 }
 
