@@ -83,9 +83,14 @@ pub struct TestPostgres {
 impl TestPostgres {
     /// Makes a cluster with data checksums and starts it.
     pub fn start_new(installation: &Installation) -> Result<Self> {
+        Self::start_new_in(installation, &std::env::temp_dir())
+    }
+
+    /// The same in a directory below this one.
+    pub fn start_new_in(installation: &Installation, parent: &Path) -> Result<Self> {
         let directory = tempfile::Builder::new()
             .prefix("pginstant-test-pg")
-            .tempdir()?;
+            .tempdir_in(parent)?;
         give_to_postgres(directory.path())?;
         let mut cluster = Self {
             installation: installation.clone(),

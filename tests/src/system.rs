@@ -13,13 +13,13 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::broker::{self, TestBroker};
+use crate::gate::Gate;
 use crate::leftovers;
 use crate::programs::{Service, program};
 use crate::wait;
 
 /// Intervals of recovery-svc that let a test see results soon.
-pub const FAST: &str =
-    "[limits]\nwatch_every_ms = 500\nrecovery_poll_every_ms = 100\nretry_jitter_ms = 0\n";
+pub const FAST: &str = "[limits]\nwatch_every_ms = 500\nrecovery_poll_every_ms = 100\nretry_jitter_ms = 0\nretry_queue_ms = 700\n";
 /// How long a session may take to reach a state.
 pub const SESSION_LIMIT: Duration = Duration::from_secs(120);
 
@@ -34,6 +34,8 @@ pub struct SystemOptions {
     pub repository_lines: String,
     /// More sections of recovery-svc's configuration.
     pub recovery_lines: String,
+    /// Whether recovery-svc reaches the agent through a gate.
+    pub gate: bool,
     /// How the path of the system's own directory begins. Not below /tmp, which may be a tmpfs: the write cache belongs on
     /// a disk. Not much longer: the path of a session's socket has a limit.
     pub directory_prefix: PathBuf,
@@ -46,6 +48,7 @@ impl Default for SystemOptions {
             target_lines: String::new(),
             repository_lines: String::new(),
             recovery_lines: FAST.to_owned(),
+            gate: false,
             directory_prefix: PathBuf::from("/var/tmp/pginstant-system-"),
         }
     }
@@ -60,6 +63,7 @@ pub struct TestSystem {
     pub recovery_svc: Service,
     /// The broker.
     pub broker: TestBroker,
+    gate: Option<Gate>,
     directory: TempDir,
 }
 
@@ -84,7 +88,13 @@ impl TestSystem {
             directory.path(),
             std::os::unix::fs::PermissionsExt::from_mode(0o755),
         )?;
-        write_configuration(directory.path(), &broker, repository, &options)?;
+        let gated = options.gate.then(|| Gate::make(directory.path()));
+        let (gate, gate_program) = gated.transpose()?.unzip();
+        let agents = Agents {
+            mount_svc: program("pginstant-agent")?,
+            recovery_svc: gate_program.unwrap_or(program("pginstant-agent")?),
+        };
+        write_configuration(directory.path(), &broker, repository, &options, &agents)?;
         let start = |name: &'static str| {
             let config = directory.path().join(format!("{name}.toml"));
             let log = directory.path().join(format!("{name}.log"));
@@ -94,6 +104,7 @@ impl TestSystem {
             mount_svc: start("mount-svc")?,
             recovery_svc: start("recovery-svc")?,
             broker,
+            gate,
             directory,
         };
         system.ready().await?;
@@ -116,6 +127,11 @@ impl TestSystem {
             .with_context(|| self.log(name))?;
         }
         Ok(())
+    }
+
+    /// The gate that was asked for.
+    pub fn gate(&self) -> anyhow::Result<Gate> {
+        self.gate.clone().context("the system has no gate")
     }
 
     /// The port of a service's HTTP door.
@@ -349,11 +365,18 @@ async fn http_get(port: u16, path: &str) -> anyhow::Result<String> {
     Ok(answer.replacen("HTTP/1.0", "HTTP/1.1", 1))
 }
 
+/// The program that each service starts on the target.
+struct Agents {
+    mount_svc: PathBuf,
+    recovery_svc: PathBuf,
+}
+
 fn write_configuration(
     directory: &Path,
     broker: &TestBroker,
     repository: &Path,
     options: &SystemOptions,
+    agents: &Agents,
 ) -> anyhow::Result<()> {
     let section = |role: Role| {
         format!(
@@ -364,19 +387,12 @@ fn write_configuration(
             broker::HEARTBEAT_S,
         )
     };
-    let target = format!(
-        "[targets.here]\nagent_program = \"{}\"\nmount_root = \"{}\"\ncache_root = \"{}\"\ndefault_port = {}\n\
-         cache_free_bytes_min = 67108864\n{}\n",
-        program("pginstant-agent")?.display(),
-        directory.join("mounts").display(),
-        directory.join("caches").display(),
-        free_port()?,
-        options.target_lines,
-    );
-    for (name, role, more) in [
+    let default_port = free_port()?;
+    for (name, role, agent, more) in [
         (
             "mount-svc",
             Role::MountService,
+            &agents.mount_svc,
             format!(
                 "[repositories.main]\npath = \"{}\"\n{}\n",
                 repository.display(),
@@ -386,9 +402,18 @@ fn write_configuration(
         (
             "recovery-svc",
             Role::RecoveryService,
+            &agents.recovery_svc,
             options.recovery_lines.clone(),
         ),
     ] {
+        let target = format!(
+            "[targets.here]\nagent_program = \"{}\"\nmount_root = \"{}\"\ncache_root = \"{}\"\n\
+             default_port = {default_port}\ncache_free_bytes_min = 67108864\n{}\n",
+            agent.display(),
+            directory.join("mounts").display(),
+            directory.join("caches").display(),
+            options.target_lines,
+        );
         let port = free_port()?;
         std::fs::write(directory.join(format!("{name}.http")), port.to_string())?;
         let top = if name == "mount-svc" {

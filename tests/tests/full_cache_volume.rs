@@ -1,18 +1,16 @@
 //! A small disk of the write cache that fills up under load: whoever writes is told or PostgreSQL starts anew, nothing that was
 //! acknowledged is lost, and all goes on when there is room again.
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::messages::{SessionDetail, SessionStatus, Unpublish};
-use rustix::mount::{UnmountFlags, unmount};
 use tests::account::Account;
 use tests::history::{self, History};
-use tests::postgres::run;
 use tests::shop::{ACCOUNTS, Shop, balances_agree, is_sound, pgbench};
 use tests::system::{FAST, SystemOptions, TestSystem};
+use tests::volume::Volume;
 use tests::wait;
 
 const VOLUME_BYTES: u64 = 512 << 20;
@@ -26,43 +24,6 @@ fn say(text: &str) {
     writeln!(std::io::stderr(), "{text}").ok();
 }
 
-/// An ext4 file system in a file, mounted by a loop device; goes when dropped.
-struct Volume(PathBuf);
-
-impl Volume {
-    fn mount(image: &Path, at: &Path) -> Result<Self> {
-        std::fs::create_dir_all(at)?;
-        std::fs::File::create_new(image)?.set_len(VOLUME_BYTES)?;
-        run(Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(image))?;
-        // The loop device goes with the mount.
-        run(Command::new("mount")
-            .args(["-o", "loop"])
-            .arg(image)
-            .arg(at))?;
-        Ok(Self(at.to_owned()))
-    }
-
-    fn free_bytes(&self) -> Result<u64> {
-        let statistics = rustix::fs::statvfs(&self.0)?;
-        Ok(statistics.f_bavail * statistics.f_frsize)
-    }
-
-    /// Takes all but `left` bytes.
-    fn fill_to(&self, left: u64) -> Result<PathBuf> {
-        let path = self.0.join("filler");
-        let length = self.free_bytes()?.saturating_sub(left);
-        run(Command::new("fallocate")
-            .args(["-l", &length.to_string()])
-            .arg(&path))?;
-        Ok(path)
-    }
-}
-
-impl Drop for Volume {
-    fn drop(&mut self) {
-        // Nothing is mounted when the test has gone well.
-        unmount(&self.0, UnmountFlags::DETACH).ok();
-    }
 }
 
 /// What the instance's log says of a full volume.
@@ -107,7 +68,11 @@ async fn a_cache_volume_filled_by_the_load_loses_nothing_and_goes_on_when_there_
         ..SystemOptions::default()
     };
     let system = TestSystem::start_with(shop.path(), options).await?;
-    let volume = Volume::mount(&system.path("volume.img"), &system.cache_root())?;
+    let volume = Volume::mount(
+        &system.path("volume.img"),
+        &system.cache_root(),
+        VOLUME_BYTES,
+    )?;
     let filler = volume.fill_to(ROOM_BYTES)?;
     let history = History::open(&system).await?;
     let port = tests::system::free_port()?;

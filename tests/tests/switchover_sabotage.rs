@@ -4,105 +4,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use common::messages::{SessionDetail, SessionStatus};
+use common::messages::{SessionStatus, Step};
 use common::problem::ErrorCode;
 use rustix::process::{Pid, Signal, kill_process};
-use tests::history::History;
-use tests::ledger::Ledger;
+use tests::gate::{Moment, request_of};
 use tests::leftovers;
-use tests::postgres::{as_postgres, run};
-use tests::recoverable::{DATABASE, World};
-use tests::wait;
-
-/// A world with a recovery that is ready, its clients at work, and what it tells.
-struct Ready {
-    history: History,
-    ledger: Ledger,
-    id: String,
-    detail: SessionDetail,
-    world: World,
-}
-
-impl Ready {
-    async fn new() -> Result<Self> {
-        let world = World::new(15).await?;
-        let history = History::open(&world.system).await?;
-        let id = world.recover("manual").await?;
-        let detail = world
-            .system
-            .reaches(&id, SessionStatus::ReadyForSwitchover)
-            .await?;
-        let ledger = Ledger::open(world.original.port(), DATABASE, 3);
-        wait::until("clients work", Duration::from_secs(30), async || {
-            ledger.acknowledged() > 50
-        })
-        .await?;
-        Ok(Self {
-            history,
-            ledger,
-            id,
-            detail,
-            world,
-        })
-    }
-
-    /// The sockets' directory is common to the published instance and the standby.
-    fn psql(&self, port: u16, sql: &str) -> Result<String> {
-        let published = self.detail.published.as_ref().context("published")?;
-        let output = run(as_postgres(&self.world.installation.bin.join("psql"))
-            .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-d", DATABASE, "-c", sql])
-            .arg("-h")
-            .arg(&published.socket_directory)
-            .args(["-p", &port.to_string()]))?;
-        Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
-    }
-
-    /// The port in the name of the standby's socket.
-    fn standby_port(&self) -> Result<u16> {
-        let published = self.detail.published.as_ref().context("published")?;
-        std::fs::read_dir(&published.socket_directory)?
-            .flatten()
-            .filter_map(|entry| {
-                let name = entry.file_name().into_string().ok()?;
-                name.strip_prefix(".s.PGSQL.")?.parse().ok()
-            })
-            .find(|port| *port != published.port)
-            .context("the standby has no socket")
-    }
-
-    async fn goes_on(&self) -> Result<()> {
-        let before = self.ledger.acknowledged();
-        wait::until("clients go on", Duration::from_secs(60), async || {
-            self.ledger.acknowledged() > before + 20
-        })
-        .await
-    }
-
-    /// The switchover is ordered again and completes; the account agrees.
-    async fn completes(self) -> Result<()> {
-        let output = self
-            .world
-            .system
-            .explorer(&["switchover", &self.id])
-            .await?;
-        ensure!(output.status.success(), "{output:?}");
-        self.ends_well().await
-    }
-
-    async fn ends_well(self) -> Result<()> {
-        self.goes_on().await?;
-        let detail = self
-            .world
-            .system
-            .reaches(&self.id, SessionStatus::Completed)
-            .await?;
-        self.history.is_gapless(&self.id)?;
-        self.ledger.close().await?;
-        let switched_over = detail.recovery.and_then(|recovery| recovery.switched_over);
-        self.world
-            .is_the_original_again(switched_over.context("switched over")?.timeline)
-    }
-}
+use tests::postgres::as_postgres;
+use tests::ready::Ready;
+use tests::recoverable::{DATABASE, World, WorldOptions};
+use tests::{victims, wait};
 
 #[tokio::test]
 async fn a_standby_that_does_not_replay_makes_the_switchover_go_back_and_users_go_on() -> Result<()>
@@ -194,16 +104,20 @@ async fn sessions_that_override_read_only_or_refuse_to_end_do_not_stop_a_switcho
 
 #[tokio::test]
 async fn both_services_killed_in_the_middle_of_a_switchover_go_on_with_it() -> Result<()> {
-    let mut ready = Ready::new().await?;
-    let order = ["switchover", &ready.id, "--no-wait"];
-    let output = ready.world.system.explorer(&order).await?;
-    ensure!(output.status.success(), "{output:?}");
-    ready
-        .history
-        .until(&ready.id, "step_started stop_published")
-        .await?;
+    let options = WorldOptions {
+        gate: true,
+        ..WorldOptions::default()
+    };
+    let mut ready = Ready::of(World::with(15, options).await?).await?;
+    let gate = ready.world.system.gate()?;
+    gate.want(Moment::Before, request_of(Step::StopPublished)?)?;
+    ready.order().await?;
+    let held = gate.holds().await?;
+    ready.is_in(Step::StopPublished).await?;
     ready.world.system.recovery_svc.kill();
     ready.world.system.mount_svc.kill();
+    victims::kill(held.gate)?;
+    gate.release()?;
     ensure!(
         !leftovers::processes(Path::new(&ready.id)).is_empty(),
         "the mount is there"
