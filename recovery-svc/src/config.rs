@@ -49,13 +49,16 @@ pub struct RetryConfig {
     pub recover: AutomaticRetries,
 }
 
-/// How often a kind of session tries again by itself. How soon is the retry queue's business: see
-/// [`LimitsConfig::retry_queue_ms`].
+/// How often a kind of session tries again by itself, and how soon.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AutomaticRetries {
     /// How many automatic retries there are; 0 means that someone must ask for each.
     pub automatic_max: u32,
+    /// Seconds from a failure to the next automatic retry, 1 to 86400; when it is left out, as long as messages stay in the retry queue
+    /// ([`LimitsConfig::retry_queue_ms`]).
+    #[serde(default)]
+    pub every_s: Option<u32>,
 }
 
 impl Default for RetryConfig {
@@ -69,7 +72,10 @@ impl Default for RetryConfig {
 }
 
 fn recover_retries() -> AutomaticRetries {
-    AutomaticRetries { automatic_max: 10 }
+    AutomaticRetries {
+        automatic_max: 10,
+        every_s: None,
+    }
 }
 
 /// Limits and intervals. Those in milliseconds are there for tests; their defaults are the promises.
@@ -153,6 +159,12 @@ impl Config {
                     "choose 0 to 1000",
                 );
             }
+            if let Some(every_s) = policy.every_s.filter(|s| !(1..=86_400).contains(s)) {
+                return wrong(
+                    format!("retry.{name}.every_s is {every_s}"),
+                    "choose 1 to 86400, or leave it out",
+                );
+            }
         }
         let limits = &self.limits;
         for (name, value, max) in [
@@ -194,10 +206,11 @@ impl Config {
             SessionKind::Mount => self.retry.mount,
             SessionKind::Recover => self.retry.recover,
         };
-        let every_s = self.limits.retry_queue_ms.div_ceil(1_000);
+        let queue_s = self.limits.retry_queue_ms.div_ceil(1_000);
+        let queue_s = u32::try_from(queue_s).unwrap_or(u32::MAX);
         RetryPolicy {
             automatic_max: retries.automatic_max,
-            every_s: u32::try_from(every_s).unwrap_or(u32::MAX),
+            every_s: retries.every_s.unwrap_or(queue_s),
         }
     }
 
@@ -229,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn how_soon_a_retry_comes_is_the_queues_time_and_cannot_be_said_otherwise() {
+    fn how_soon_a_retry_comes_is_the_queues_time_unless_it_is_said_otherwise() {
         let text = |retries: &str| {
             format!(
                 r#"{{"server":"test","state_directory":"/s","broker":{{"user":"u","password_file":"/p"}},
@@ -243,7 +256,14 @@ mod tests {
         };
         assert_eq!(config.retry_policy(SessionKind::Recover), expected);
         let other = text(r#"{"automatic_max":3,"every_s":60}"#);
-        let error = serde_json::from_str::<Config>(&other).unwrap_err();
-        assert!(error.to_string().contains("every_s"), "{error}");
+        let config: Config = serde_json::from_str(&other).unwrap();
+        assert_eq!(config.retry_policy(SessionKind::Recover).every_s, 60);
+        let never = text(r#"{"automatic_max":3,"every_s":0}"#);
+        let config: Config = serde_json::from_str(&never).unwrap();
+        let problem = config.validate().unwrap_err();
+        assert!(
+            problem.message.contains("retry.recover.every_s"),
+            "{problem}"
+        );
     }
 }

@@ -120,6 +120,7 @@ impl Service {
         let clerk = Clerk {
             server: config.server.clone(),
             env: env.clone(),
+            retry_queue_ms: config.limits.retry_queue_ms,
             retry_overdue_s: config.limits.retry_overdue_s,
         };
         Arc::new(Self {
@@ -360,6 +361,8 @@ impl Service {
                     return Ok::<_, JournalError>(None);
                 };
                 let mut stored = record.body;
+                // The queue may be faster than the session's interval.
+                let at = stored.next_attempt_at.map_or(at, |next| at.max(next));
                 let is_due = stored.state.epoch == epoch
                     && next_attempt(&stored.state) == Some(attempt)
                     && stored.fires_at.is_none_or(|fires_at| at < fires_at);

@@ -54,6 +54,7 @@ pub fn session_key(session_id: SessionId) -> RecordKey {
 pub(crate) struct Clerk {
     pub(crate) server: ServerName,
     pub(crate) env: Env,
+    pub(crate) retry_queue_ms: u64,
     pub(crate) retry_overdue_s: u32,
 }
 
@@ -68,6 +69,15 @@ pub(crate) struct Written {
 }
 
 impl Clerk {
+    /// How long after a failure a retry begins that did not come back from the broker, in seconds. A queue that keeps messages for
+    /// longer than the interval cannot say when the time has come.
+    fn begins_after_s(&self, interval_s: u32) -> u32 {
+        match u64::from(interval_s) * 1_000 < self.retry_queue_ms {
+            true => interval_s,
+            false => interval_s.saturating_add(self.retry_overdue_s),
+        }
+    }
+
     /// Writes a new session down.
     pub(crate) fn begin(
         &self,
@@ -204,7 +214,7 @@ impl Clerk {
             if let Effect::ScheduleRetry { after_s, .. } = effect {
                 let later = |s: u32| now.checked_add(SignedDuration::from_secs(s.into())).ok();
                 stored.next_attempt_at = later(*after_s);
-                stored.fires_at = later(after_s.saturating_add(self.retry_overdue_s));
+                stored.fires_at = later(self.begins_after_s(*after_s));
             }
         }
     }

@@ -9,7 +9,7 @@
 
 mod support;
 
-use common::ids::EventId;
+use common::ids::{EventId, SessionId};
 use common::messages::*;
 use common::problem::ErrorCode;
 use support::{QUEUE, RETRY_QUEUE, Stage, envelope, incoming};
@@ -376,6 +376,45 @@ async fn queries_are_answered_to_the_asker() {
             Reply::BackupList(_) => panic!("nobody asked"),
         }
     }
+    stage.end().await;
+}
+
+async fn fails_once(every_s: u32) -> (Stage, SessionId) {
+    let stage = Stage::with_retries(2, Some(every_s)).await;
+    let failure = (ErrorCode::TargetUnreachable, 1);
+    stage.target().fail.insert("check_os_user", failure);
+    let session = stage.publish();
+    (stage, session)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_that_is_due_before_the_queue_gives_its_message_back_begins_by_itself() {
+    // The stage's queue keeps messages for 5 s, and nobody gives them back.
+    let (mut stage, session) = fails_once(1).await;
+    stage.until_status(session, SessionStatus::Published).await;
+    assert!(stage.bus.pop(RETRY_QUEUE).is_some());
+    stage.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_comes_back_before_its_retry_is_due_does_not_begin_it() {
+    let (mut stage, session) = fails_once(3_600).await;
+    stage
+        .until("a message in the retry queue", |s| {
+            let message = s.bus.pop(RETRY_QUEUE);
+            message.is_some_and(|message| {
+                s.bus.put(QUEUE, message);
+                true
+            })
+        })
+        .await;
+    // Time enough for many looks at what is due.
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    assert!(!stage.phases(session).contains(&"retrying"));
+    stage.new_command(Retry {
+        session_id: session,
+    });
+    stage.until_status(session, SessionStatus::Published).await;
     stage.end().await;
 }
 

@@ -24,8 +24,6 @@ fn say(text: &str) {
     writeln!(std::io::stderr(), "{text}").ok();
 }
 
-}
-
 /// What the instance's log says of a full volume.
 fn complaints(system: &TestSystem, id: &str) -> usize {
     let logs = system.cache_root().join(id).join("log");

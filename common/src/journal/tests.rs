@@ -92,8 +92,9 @@ async fn closing_waits_for_a_commit_that_nobody_awaits_any_more_and_gives_the_fi
     let directory = tempfile::tempdir().unwrap();
     let journal = open(directory.path());
     let (begun, has_begun) = tokio::sync::oneshot::channel();
-    let (go, may_go) = std::sync::mpsc::channel();
-    let commit = tokio::spawn({
+    let (go, may_go) = std::sync::mpsc::sync_channel(1);
+    let mut tasks = tokio::task::JoinSet::new();
+    let commit = tasks.spawn({
         let journal = journal.clone();
         async move {
             let work = move |t: &Transaction<'_>| {
@@ -101,19 +102,20 @@ async fn closing_waits_for_a_commit_that_nobody_awaits_any_more_and_gives_the_fi
                 may_go.recv().unwrap();
                 t.remember(Uuid::from_u128(1), "done")
             };
-            journal.commit(work).await
+            journal.commit(work).await.unwrap();
         }
     });
     has_begun.await.unwrap();
     commit.abort();
-    let closing = tokio::spawn({
+    tasks.join_next().await.unwrap().unwrap_err();
+    tasks.spawn({
         let journal = journal.clone();
         async move { journal.close().await }
     });
     let second = Journal::open(directory.path(), Env::system());
     assert!(matches!(second, Err(JournalError::InUse { .. })));
     go.send(()).unwrap();
-    closing.await.unwrap();
+    tasks.join_next().await.unwrap().unwrap();
     let after = journal
         .commit(|t| t.remember(Uuid::from_u128(2), "too late"))
         .await;

@@ -360,6 +360,8 @@ pub struct Stage {
     pub hands: ScriptedHands,
     pub env: Env,
     pub automatic_max: u32,
+    /// Interval of retries in seconds, if it is not the queue's.
+    pub every_s: Option<u32>,
     mount_service: CancellationToken,
     pub stop: CancellationToken,
     pub running: Option<Running>,
@@ -371,12 +373,17 @@ pub const RETRY_QUEUE: &str = "recovery.test.retry";
 
 impl Stage {
     pub async fn new(automatic_max: u32) -> Self {
+        Self::with_retries(automatic_max, None).await
+    }
+
+    pub async fn with_retries(automatic_max: u32, every_s: Option<u32>) -> Self {
         let mut stage = Self {
             directory: tempfile::tempdir().unwrap(),
             bus: TestBus::default(),
             hands: ScriptedHands::default(),
             env: Env::system(),
             automatic_max,
+            every_s,
             mount_service: CancellationToken::new(),
             stop: CancellationToken::new(),
             running: None,
@@ -395,10 +402,11 @@ impl Stage {
             r#"{{"server":"test","state_directory":{:?},"http_listen":"127.0.0.1:0",
                 "broker":{{"user":"u","password_file":"/p"}},
                 "targets":{{"local":{{"agent_program":"/a","default_port":5999}}}},
-                "retry":{{"publish":{{"automatic_max":{}}}}},
-                "limits":{{"watch_every_ms":30,"recovery_poll_every_ms":10,"retry_queue_ms":1000,"retry_jitter_ms":1,"mount_answer_s":20}}}}"#,
+                "retry":{{"publish":{{"automatic_max":{},"every_s":{}}}}},
+                "limits":{{"watch_every_ms":30,"recovery_poll_every_ms":10,"retry_queue_ms":5000,"retry_jitter_ms":1,"mount_answer_s":20}}}}"#,
             self.directory.path(),
             self.automatic_max,
+            self.every_s.map_or("null".to_owned(), |s| s.to_string()),
         );
         serde_json::from_str(&text).unwrap()
     }
