@@ -1,7 +1,6 @@
 //! A small disk of the write cache that fills up under load: whoever writes is told or PostgreSQL starts anew, nothing that was
 //! acknowledged is lost, and all goes on when there is room again.
 
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
