@@ -17,6 +17,7 @@ mod replication;
 mod settle;
 mod standby;
 mod switchover;
+mod timelines;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -34,6 +35,7 @@ use crate::postgresql::query::{self, Asked};
 use record::Record;
 
 pub(crate) use record::holds_what_must_stay;
+pub(crate) use timelines::keep_clear;
 
 /// One request at work.
 struct Recovery<'a> {
@@ -67,24 +69,6 @@ pub(crate) fn changes(action: &RecoveryAction) -> bool {
             | RecoveryAction::Checkpoint { .. }
             | RecoveryAction::Positions { .. }
     )
-}
-
-/// How long a request may take.
-pub(crate) fn deadline(action: &RecoveryAction) -> Duration {
-    let seconds = match action {
-        // A checkpoint writes what was changed, and a restart may have a lot to replay.
-        RecoveryAction::Checkpoint { .. } => 3600,
-        RecoveryAction::StopStandby { timeout_s, .. } => 120 + 2 * u64::from(*timeout_s),
-        RecoveryAction::RemoveStandby { .. } => 600,
-        RecoveryAction::SetAside
-        | RecoveryAction::PutBack
-        | RecoveryAction::BeginReplication { .. }
-        | RecoveryAction::Thaw { .. }
-        | RecoveryAction::Settle { .. }
-        | RecoveryAction::StartFinal { .. } => 300,
-        _ => 60,
-    };
-    Duration::from_secs(seconds)
 }
 
 impl Recovery<'_> {
@@ -228,8 +212,16 @@ impl Recovery<'_> {
     }
 }
 
+/// A volume that fills up in the middle is no reason to give up: whoever makes room mends it, and the next retry finds that.
 fn io_failed(doing: impl AsRef<str>, error: std::io::Error) -> Problem {
-    crate::hand::failure(ErrorCode::IoFailed, doing, error)
+    let problem = crate::hand::failure(ErrorCode::IoFailed, doing, error);
+    match problem.code {
+        ErrorCode::NotEnoughSpace => Problem {
+            code: ErrorCode::IoFailed,
+            ..problem
+        },
+        _ => problem,
+    }
 }
 
 fn not_now(message: impl Into<String>, remedy: &str) -> Problem {

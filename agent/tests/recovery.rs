@@ -136,6 +136,39 @@ fn a_published_instance_under_load_becomes_one_that_stays_and_no_row_is_lost() {
 }
 
 #[test]
+fn the_instance_that_stays_takes_no_timeline_that_its_archive_has() {
+    for programs in postgresql() {
+        let cluster = Cluster::start(&programs);
+        let root = directory();
+        let (data, space) = (root.path().join("data"), root.path().join("space"));
+        let walk = Walk::begin(Published::of(&cluster), &data, &[&space]);
+        walk.start_published();
+        let archive = cluster.root.path().join("archive");
+        // Of an instance that nobody here knows; and a program that hands out what there is.
+        std::fs::write(
+            archive.join("00000003.history"),
+            "1\t0/1000000\tno reason\n",
+        )
+        .unwrap();
+        let fetch = format!("cp ''{}/%f'' %p", archive.display());
+        walk.published
+            .value(&format!("ALTER SYSTEM SET restore_command = '{fetch}'"));
+        set_aside(&walk);
+        walk.replicate();
+        walk.start_standby();
+        let switched = walk.switch_over();
+        assert_eq!(switched.timeline, 4, "{:?}", switched.remarks);
+        let socket = cluster.root.path().join("s");
+        wait_for("the original's restore_command is back", || {
+            walk.final_value(&socket, "SHOW restore_command") == fetch.replace("''", "'")
+        });
+        wait_for("the new timeline is archived", || {
+            archive.join("00000004.history").exists()
+        });
+    }
+}
+
+#[test]
 fn an_original_that_is_set_aside_and_put_back_is_as_it_was_to_the_last_byte() {
     for programs in postgresql() {
         let cluster = Cluster::start(&programs);

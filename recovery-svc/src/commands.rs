@@ -55,7 +55,7 @@ async fn promote(
             let input = Input::Recover {
                 recovery: Box::new(recovery),
                 switchover: command.location.switchover,
-                retry: service.config.retry.recover,
+                retry: service.config.retry_policy(SessionKind::Recover),
             };
             steer(service, mark, command.session_id, input).await
         }
@@ -142,7 +142,7 @@ async fn begin(
                 switchover,
                 session_id,
                 command_id: mark.id,
-                retry: service.config.retry.of(spec.kind),
+                retry: service.config.retry_policy(spec.kind),
                 spec,
             };
             Ok(service.begin(mark, request, traceparent).await?)

@@ -9,6 +9,7 @@ use common::ids::{ServerName, TargetName};
 use common::messages::SessionKind;
 use common::problem::{ErrorCode, Problem};
 use common::session::RetryPolicy;
+use common::topology::RETRY_TTL_MS;
 use serde::{Deserialize, Serialize};
 
 /// Everything that recovery-svc is told.
@@ -39,41 +40,36 @@ pub struct Config {
 pub struct RetryConfig {
     /// Sessions that publish.
     #[serde(default)]
-    pub publish: RetryPolicy,
+    pub publish: AutomaticRetries,
     /// Sessions that mount files.
     #[serde(default)]
-    pub mount: RetryPolicy,
+    pub mount: AutomaticRetries,
     /// Instant recoveries.
     #[serde(default = "recover_retries")]
-    pub recover: RetryPolicy,
+    pub recover: AutomaticRetries,
+}
+
+/// How often a kind of session tries again by itself. How soon is the retry queue's business: see
+/// [`LimitsConfig::retry_queue_ms`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AutomaticRetries {
+    /// How many automatic retries there are; 0 means that someone must ask for each.
+    pub automatic_max: u32,
 }
 
 impl Default for RetryConfig {
     fn default() -> Self {
         Self {
-            publish: RetryPolicy::default(),
-            mount: RetryPolicy::default(),
+            publish: AutomaticRetries::default(),
+            mount: AutomaticRetries::default(),
             recover: recover_retries(),
         }
     }
 }
 
-fn recover_retries() -> RetryPolicy {
-    RetryPolicy {
-        automatic_max: 10,
-        every_s: 300,
-    }
-}
-
-impl RetryConfig {
-    /// The policy of a kind.
-    pub fn of(&self, kind: SessionKind) -> RetryPolicy {
-        match kind {
-            SessionKind::Publish => self.publish,
-            SessionKind::Mount => self.mount,
-            SessionKind::Recover => self.recover,
-        }
-    }
+fn recover_retries() -> AutomaticRetries {
+    AutomaticRetries { automatic_max: 10 }
 }
 
 /// Limits and intervals. Those in milliseconds are there for tests; their defaults are the promises.
@@ -98,6 +94,8 @@ pub struct LimitsConfig {
     pub lag_max_bytes: u64,
     /// How long a switchover waits for the standby's last bytes, while nobody can write, before it goes back, in seconds.
     pub switchover_wait_s: u64,
+    /// How long messages stay in the retry queue, in milliseconds: the broker's definitions say so, and this must be the same.
+    pub retry_queue_ms: u64,
     /// Most that the start of an automatic attempt is delayed at random, in milliseconds.
     pub retry_jitter_ms: u64,
     /// How long after its time an automatic attempt that did not come back from the broker is begun nevertheless, in seconds.
@@ -116,6 +114,7 @@ impl Default for LimitsConfig {
             stop_timeout_s: 60,
             lag_max_bytes: 16 * 1024 * 1024,
             switchover_wait_s: 30,
+            retry_queue_ms: RETRY_TTL_MS,
             retry_jitter_ms: 15_000,
             retry_overdue_s: 240,
         }
@@ -148,10 +147,10 @@ impl Config {
             ("mount", self.retry.mount),
             ("recover", self.retry.recover),
         ] {
-            if policy.automatic_max > 1_000 || policy.every_s == 0 || policy.every_s > 86_400 {
+            if policy.automatic_max > 1_000 {
                 return wrong(
-                    format!("retry.{name} asks for {policy:?}"),
-                    "choose automatic_max 0 to 1000 and every_s 1 to 86400",
+                    format!("retry.{name}.automatic_max is {}", policy.automatic_max),
+                    "choose 0 to 1000",
                 );
             }
         }
@@ -170,6 +169,7 @@ impl Config {
             ("lag_max_bytes", limits.lag_max_bytes, 1 << 40),
             ("switchover_wait_s", limits.switchover_wait_s, 3_600),
             ("stop_timeout_s", u64::from(limits.stop_timeout_s), 3_600),
+            ("retry_queue_ms", limits.retry_queue_ms, 86_400_000),
         ] {
             if value == 0 || value > max {
                 return wrong(
@@ -185,6 +185,20 @@ impl Config {
             );
         }
         Ok(())
+    }
+
+    /// How often and how soon a kind of session tries again by itself.
+    pub fn retry_policy(&self, kind: SessionKind) -> RetryPolicy {
+        let retries = match kind {
+            SessionKind::Publish => self.retry.publish,
+            SessionKind::Mount => self.retry.mount,
+            SessionKind::Recover => self.retry.recover,
+        };
+        let every_s = self.limits.retry_queue_ms.div_ceil(1_000);
+        RetryPolicy {
+            automatic_max: retries.automatic_max,
+            every_s: u32::try_from(every_s).unwrap_or(u32::MAX),
+        }
     }
 
     /// The target of a name, or the refusal that names what there is.
@@ -207,5 +221,29 @@ impl Config {
                 format!("choose one of: {known}"),
             )
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_soon_a_retry_comes_is_the_queues_time_and_cannot_be_said_otherwise() {
+        let text = |retries: &str| {
+            format!(
+                r#"{{"server":"test","state_directory":"/s","broker":{{"user":"u","password_file":"/p"}},
+                    "retry":{{"recover":{retries}}}}}"#
+            )
+        };
+        let config: Config = serde_json::from_str(&text(r#"{"automatic_max":3}"#)).unwrap();
+        let expected = RetryPolicy {
+            automatic_max: 3,
+            every_s: 300,
+        };
+        assert_eq!(config.retry_policy(SessionKind::Recover), expected);
+        let other = text(r#"{"automatic_max":3,"every_s":60}"#);
+        let error = serde_json::from_str::<Config>(&other).unwrap_err();
+        assert!(error.to_string().contains("every_s"), "{error}");
     }
 }

@@ -183,6 +183,23 @@ pub(crate) fn prepared(state: &SessionState) -> Result<InstanceOptions, Problem>
     })
 }
 
+/// The published instance is not there any more, with its last words if there are any.
+async fn instance_ended(run: &Run<'_>) -> Problem {
+    let words = async {
+        let request = Request::InstanceStatus {
+            place: run.state().spec.place.clone(),
+            instance: prepared(run.state())?,
+        };
+        run.hand().await?.ask(request, hand::LOOK_FOR).await
+    };
+    match words.await {
+        Ok(Response::Instance(InstanceStatus::Stopped { last_log_lines })) => {
+            stopped(&last_log_lines)
+        }
+        Ok(_) | Err(_) => stopped(&[]),
+    }
+}
+
 /// Whether PostgreSQL runs that was prepared like this.
 async fn instance_runs(
     hand: &Grip<'_>,

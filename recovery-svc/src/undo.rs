@@ -50,7 +50,7 @@ async fn act(service: &Service, stored: &Stored, action: RecoveryAction) -> Fini
     let state = &stored.state;
     let acted = async {
         let hand = steps::grip(service, state).await?;
-        steps::recovery::act(&hand, state, action, ACT_FOR * 2).await
+        steps::recovery::act(&hand, state, action).await
     };
     acted.await.into()
 }

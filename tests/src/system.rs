@@ -19,8 +19,7 @@ use crate::programs::{Service, program};
 use crate::wait;
 
 /// Intervals of recovery-svc that let a test see results soon.
-pub const FAST: &str =
-    "[limits]\nwatch_every_ms = 500\nrecovery_poll_every_ms = 100\nretry_jitter_ms = 0\n";
+pub const FAST: &str = "[limits]\nwatch_every_ms = 500\nrecovery_poll_every_ms = 100\nretry_jitter_ms = 0\nretry_queue_ms = 700\n";
 /// How long a session may take to reach a state.
 pub const SESSION_LIMIT: Duration = Duration::from_secs(120);
 

@@ -272,7 +272,7 @@ async fn automatic_retries_are_counted_end_with_a_critical_event_and_an_outage_s
     let socket = std::env::temp_dir().join(format!("pginstant-test-{}.sock", std::process::id()));
     let options = SystemOptions {
         target_lines: format!("connection = \"socket:{}\"", socket.display()),
-        recovery_lines: format!("{FAST}[retry.publish]\nautomatic_max = 3\nevery_s = 1\n"),
+        recovery_lines: format!("{FAST}[retry.publish]\nautomatic_max = 3\n"),
         ..SystemOptions::default()
     };
     let mut world = World::new(&["monday"], options).await?;

@@ -154,7 +154,7 @@ impl Hand {
 pub(super) fn deadline(request: &Request) -> Duration {
     let seconds = match request {
         Request::Hello { .. } => 10,
-        Request::Recovery(asked) => return recovery::deadline(&asked.action),
+        Request::Recovery(asked) => return asked.action.limit(),
         Request::StopInstance { timeout_s, .. } => 60 + u64::from(*timeout_s),
         // These read from the mount, which waits for the mount server.
         Request::Prepare { .. } | Request::StartInstance { .. } => 300,
@@ -199,7 +199,9 @@ fn prepare_instance(place: &SessionPlace, options: &InstanceOptions) -> Result<R
             "stop it before it is prepared anew",
         ));
     }
-    prepare::prepare(place, options, &account).map(Response::Prepared)
+    let prepared = prepare::prepare(place, options, &account)?;
+    recovery::keep_clear(place, options, &account)?;
+    Ok(Response::Prepared(prepared))
 }
 
 fn major(options: &InstanceOptions) -> Result<u32, Problem> {

@@ -15,7 +15,6 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::io_failed;
-use crate::hand::failure;
 use crate::hand::os_user::Account;
 use crate::hand::session::{DEPTH_MAX, mounted, remove_tree};
 
@@ -229,7 +228,7 @@ fn in_parent(
     work: impl Fn(BorrowedFd<'_>, &OsStr) -> Result<(), Errno> + Sync,
     doing: impl Fn() -> String,
 ) -> Result<(), Problem> {
-    let fail = |error: std::io::Error| failure(ErrorCode::IoFailed, doing(), error);
+    let fail = |error: std::io::Error| io_failed(doing(), error);
     let parent = File::open(path.parent().unwrap_or(Path::new("/"))).map_err(fail)?;
     let name = path.file_name().unwrap_or_default();
     let done = match account.act(|| work(parent.as_fd(), name))? {

@@ -196,9 +196,11 @@ impl Recovery<'_> {
                 .map(|(flushed, replayed)| flushed.saturating_sub(replayed)),
             _ => None,
         };
+        let streaming = streaming.as_deref() == Some("true");
         Ok(StandbyStatus {
             running,
-            streaming: streaming.as_deref() == Some("true"),
+            published_running: self.published_process().is_some(),
+            streaming,
             lag_ms: match lag_bytes {
                 Some(0) => Some(0),
                 _ => age_ms
@@ -208,7 +210,7 @@ impl Recovery<'_> {
             flushed_lsn,
             replayed_lsn,
             lag_bytes,
-            last_log_lines: match running {
+            last_log_lines: match running && streaming {
                 true => Vec::new(),
                 false => self.standby_words()?,
             },

@@ -14,8 +14,8 @@ use crate::postgresql::control_data::ControlData;
 use crate::postgresql::find;
 use crate::postgresql::settings_file::{SettingsFile, quote};
 
-/// How long a checkpoint may take.
-const CHECKPOINT_FOR: Duration = Duration::from_secs(1800);
+/// How long both checkpoints may take: a little less than the request.
+const CHECKPOINTS_FOR: Duration = Duration::from_secs(580);
 
 /// How long a server may take to heed changed settings.
 const HEED_FOR: Duration = Duration::from_secs(20);
@@ -31,8 +31,10 @@ const READ_ONLY: &str = "default_transaction_read_only";
 impl Recovery<'_> {
     /// Both make a checkpoint: the standby's goes as far as what it has replayed.
     pub(super) fn checkpoint(&self, options: &InstanceOptions) -> Result<(), Problem> {
+        let began_at = Instant::now();
         for port in [options.port, super::standby::standby_port(options)] {
-            self.ask(port, &options.superuser, "CHECKPOINT", CHECKPOINT_FOR)?;
+            let left = CHECKPOINTS_FOR.saturating_sub(began_at.elapsed());
+            self.ask(port, &options.superuser, "CHECKPOINT", left)?;
         }
         Ok(())
     }

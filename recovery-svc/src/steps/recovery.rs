@@ -59,13 +59,16 @@ pub(crate) fn spec(state: &SessionState) -> Result<&RecoverySpec, Problem> {
     })
 }
 
+/// How long an answer may take beside the work: the agent says itself when it could not finish.
+const ANSWER_FOR: Duration = Duration::from_secs(15);
+
 /// Asks for something about the final place.
 pub(crate) async fn ask(
     hand: &Grip<'_>,
     state: &SessionState,
     action: RecoveryAction,
-    limit: Duration,
 ) -> Result<RecoveryResponse, Problem> {
+    let limit = action.limit() + ANSWER_FOR;
     let request = RecoveryRequest {
         place: state.spec.place.clone(),
         final_place: final_place(state)?,
@@ -85,9 +88,8 @@ pub(crate) async fn act(
     hand: &Grip<'_>,
     state: &SessionState,
     action: RecoveryAction,
-    limit: Duration,
 ) -> Result<StepOutcome, Problem> {
-    match ask(hand, state, action, limit).await? {
+    match ask(hand, state, action).await? {
         RecoveryResponse::Done => Ok(StepOutcome::Done),
         other => Err(unfitting(&other)),
     }

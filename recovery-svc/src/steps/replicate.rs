@@ -11,10 +11,11 @@ use tokio::time::Instant;
 use super::recovery::{act, ask, last_words, unfitting};
 use super::{Finished, Grip, Run, prepared};
 use crate::executor::pause;
-use crate::hand::{ACT_FOR, LOOK_FOR};
 
 /// Between two progress events of one session.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
+/// How long the copy may stand still before the published instance is looked at.
+const LOOK_AFTER: Duration = Duration::from_secs(2);
 /// How long the agent may fail to answer before the step does.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
@@ -35,9 +36,9 @@ async fn begin(run: &Run<'_>) -> Result<ReplicationStatus, Problem> {
     let thaw = RecoveryAction::Thaw {
         instance: instance.clone(),
     };
-    act(&hand, state, thaw, ACT_FOR).await?;
+    act(&hand, state, thaw).await?;
     let action = RecoveryAction::BeginReplication { instance };
-    match ask(&hand, state, action, ACT_FOR).await? {
+    match ask(&hand, state, action).await? {
         RecoveryResponse::Replication(status) => Ok(status),
         other => Err(unfitting(&other)),
     }
@@ -67,6 +68,11 @@ async fn watch(run: &Run<'_>, mut status: ReplicationStatus) -> Finished {
                     advanced_at = Instant::now();
                 } else if advanced_at.elapsed() >= stall_max {
                     return Finished::Failed(stalled(done_bytes, stall_max));
+                } else if advanced_at.elapsed() >= LOOK_AFTER
+                    && published_is_gone(run, hand.as_ref()).await
+                {
+                    // What serves the copy may outlive its postmaster by a minute; users would wait as long.
+                    return Finished::Failed(super::instance_ended(run).await);
                 }
                 if let Some(text) = rate.due(done_bytes, total_bytes) {
                     let bytes = (Some(done_bytes), total_bytes);
@@ -98,6 +104,14 @@ async fn watch(run: &Run<'_>, mut status: ReplicationStatus) -> Finished {
     }
 }
 
+async fn published_is_gone(run: &Run<'_>, hand: Option<&Grip<'_>>) -> bool {
+    let (Some(hand), Ok(instance)) = (hand, prepared(run.state())) else {
+        return false;
+    };
+    let runs = super::instance_runs(hand, run.state(), instance).await;
+    matches!(runs, Ok(false))
+}
+
 async fn look<'a>(
     run: &Run<'a>,
     hand: &mut Option<Grip<'a>>,
@@ -106,14 +120,7 @@ async fn look<'a>(
         Some(hand) => hand,
         None => hand.insert(super::grip(run.service, &run.stored.state).await?),
     };
-    match ask(
-        hand,
-        run.state(),
-        RecoveryAction::ReplicationStatus,
-        LOOK_FOR,
-    )
-    .await?
-    {
+    match ask(hand, run.state(), RecoveryAction::ReplicationStatus).await? {
         RecoveryResponse::Replication(status) => Ok(status),
         other => Err(unfitting(&other)),
     }

@@ -7,7 +7,7 @@ use common::session::{SessionState, StepOutcome};
 
 use super::recovery::{ask, final_place, unfitting};
 use super::{Grip, Run};
-use crate::hand::{ACT_FOR, LOOK_FOR, unexpected};
+use crate::hand::{LOOK_FOR, unexpected};
 
 /// Beside the backup's size, this share is wanted for WAL and growth, in per cent.
 const RESERVE_PERCENT: u64 = 10;
@@ -19,12 +19,11 @@ pub(super) async fn run(run: Run<'_>) -> Result<StepOutcome, Problem> {
     if !state.made.standby {
         check_space(&run, &hand).await?;
     }
-    match ask(&hand, state, RecoveryAction::Check, LOOK_FOR).await? {
+    match ask(&hand, state, RecoveryAction::Check).await? {
         RecoveryResponse::Checked { .. } => {}
         other => return Err(unfitting(&other)),
     }
-    let limit = ACT_FOR * 2;
-    let aside = match ask(&hand, state, RecoveryAction::SetAside, limit).await? {
+    let aside = match ask(&hand, state, RecoveryAction::SetAside).await? {
         RecoveryResponse::SetAside(aside) => aside,
         other => return Err(unfitting(&other)),
     };

@@ -11,7 +11,6 @@ use tokio::time::Instant;
 use super::recovery::{act, ask, last_words, spec, unfitting};
 use super::{Finished, Grip, Run, prepared};
 use crate::executor::pause;
-use crate::hand::{ACT_FOR, LOOK_FOR};
 
 /// Between two progress events of one session.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
@@ -22,7 +21,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 pub(super) async fn start(run: Run<'_>) -> Result<StepOutcome, Problem> {
     let instance = prepared(run.state())?;
     let action = RecoveryAction::StartStandby { instance };
-    act(&run.hand().await?, run.state(), action, ACT_FOR).await
+    act(&run.hand().await?, run.state(), action).await
 }
 
 /// Waits until it is in step; as long as it advances, that may take any time.
@@ -43,6 +42,10 @@ pub(super) async fn catch_up(run: Run<'_>) -> Finished {
         match look(&run, &mut hand).await {
             Ok(status) if !status.running => {
                 return Finished::Failed(ended(&status));
+            }
+            // Nobody can work, and nothing will ever come to the standby: it is started again by a retry.
+            Ok(status) if !status.published_running => {
+                return Finished::Failed(super::instance_ended(&run).await);
             }
             Ok(status) => {
                 let lag = lag_of(&status);
@@ -92,7 +95,7 @@ pub(crate) async fn status(
 ) -> Result<StandbyStatus, Problem> {
     let instance = prepared(state)?;
     let action = RecoveryAction::StandbyStatus { instance };
-    match ask(hand, state, action, LOOK_FOR).await? {
+    match ask(hand, state, action).await? {
         RecoveryResponse::Standby(status) => Ok(status),
         other => Err(unfitting(&other)),
     }
@@ -126,6 +129,17 @@ pub(crate) fn ended(status: &StandbyStatus) -> Problem {
     )
 }
 
+/// Why it does not receive anything, for the end of a sentence, if it says so.
+pub(crate) fn words(status: &StandbyStatus) -> String {
+    match status.last_log_lines.is_empty() {
+        true => String::new(),
+        false => format!(
+            "; its last log lines: {}",
+            last_words(&status.last_log_lines)
+        ),
+    }
+}
+
 fn stalled(status: &StandbyStatus, limit: Duration) -> Problem {
     let what = match status.streaming {
         true => "does not advance",
@@ -133,7 +147,11 @@ fn stalled(status: &StandbyStatus, limit: Duration) -> Problem {
     };
     Problem::new(
         ErrorCode::ReplicationFailed,
-        format!("the standby {what} for {} s", limit.as_secs()),
+        format!(
+            "the standby {what} for {} s{}",
+            limit.as_secs(),
+            words(status)
+        ),
         "look into its log in the session's log directory, mend the cause, then retry",
     )
 }

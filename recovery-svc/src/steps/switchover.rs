@@ -14,10 +14,8 @@ use tokio::time::Instant;
 use super::recovery::{act, ask, last_words, unfitting};
 use super::{Finished, Grip, Run, prepared, standby};
 use crate::executor::pause;
-use crate::hand::{ACT_FOR, LOOK_FOR, unexpected};
+use crate::hand::{ACT_FOR, unexpected};
 
-/// A checkpoint of a large instance takes a while; it is no reason to give up.
-const CHECKPOINT_FOR: Duration = Duration::from_secs(600);
 /// Between two looks while nobody can write.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -32,8 +30,8 @@ pub(super) async fn freeze(run: Run<'_>) -> Finished {
         let checkpoint = RecoveryAction::Checkpoint {
             instance: instance.clone(),
         };
-        act(&hand, state, checkpoint, CHECKPOINT_FOR).await?;
-        match ask(&hand, state, RecoveryAction::Freeze { instance }, ACT_FOR).await? {
+        act(&hand, state, checkpoint).await?;
+        match ask(&hand, state, RecoveryAction::Freeze { instance }).await? {
             RecoveryResponse::Frozen {
                 flushed_lsn,
                 ended_session_count,
@@ -59,21 +57,25 @@ async fn wait_for_standby(
 ) -> Finished {
     let began_at = Instant::now();
     loop {
-        match standby::status(hand, run.state()).await {
+        let words = match standby::status(hand, run.state()).await {
             Ok(status) if !status.running => return Finished::Failed(standby::ended(&status)),
+            Ok(status) if !status.published_running => {
+                return Finished::Failed(super::instance_ended(run).await);
+            }
             Ok(status) => {
                 let replayed = status.replayed_lsn.as_deref().and_then(wal::position);
                 if status.streaming && replayed >= wal::position(flushed_lsn) {
                     return Finished::Done(StepOutcome::Done);
                 }
+                standby::words(&status)
             }
             Err(problem) => return Finished::Failed(problem),
-        }
+        };
         if began_at.elapsed() >= limit {
             return Finished::Failed(Problem::new(
                 ErrorCode::SwitchoverFailed,
                 format!(
-                    "the standby has not replayed {flushed_lsn} within {} s",
+                    "the standby has not replayed {flushed_lsn} within {} s{words}",
                     limit.as_secs()
                 ),
                 "look for what slows it down, then switch over again",
@@ -108,8 +110,7 @@ pub(super) async fn stop_standby(run: Run<'_>) -> Result<StepOutcome, Problem> {
         instance: prepared(run.state())?,
         timeout_s,
     };
-    let limit = ACT_FOR + Duration::from_secs(timeout_s.into());
-    act(&run.hand().await?, run.state(), action, limit).await
+    act(&run.hand().await?, run.state(), action).await
 }
 
 /// Both must have ended at the same checkpoint: what `pg_control` says decides.
@@ -118,7 +119,7 @@ pub(super) async fn compare(run: Run<'_>) -> Result<StepOutcome, Problem> {
     let instance = prepared(state)?;
     let hand = run.hand().await?;
     let action = RecoveryAction::Positions { instance };
-    match ask(&hand, state, action, LOOK_FOR).await? {
+    match ask(&hand, state, action).await? {
         RecoveryResponse::Positions(positions) => {
             equal(&positions)?;
             Ok(StepOutcome::Done)
@@ -168,7 +169,7 @@ pub(super) async fn settle(run: Run<'_>) -> Result<StepOutcome, Problem> {
     let instance = prepared(state)?;
     let hand = run.hand().await?;
     let action = RecoveryAction::Settle { instance };
-    match ask(&hand, state, action, ACT_FOR).await? {
+    match ask(&hand, state, action).await? {
         RecoveryResponse::Settled { manager, remarks } => {
             let text = format!("the host starts it with {manager}");
             run.progress(Step::Settle, text, (None, None)).await;
@@ -192,12 +193,12 @@ pub(super) async fn start_final(run: Run<'_>) -> Finished {
         let settle = RecoveryAction::Settle {
             instance: instance.clone(),
         };
-        let manager = match ask(&hand, state, settle, ACT_FOR).await? {
+        let manager = match ask(&hand, state, settle).await? {
             RecoveryResponse::Settled { manager, .. } => manager,
             other => return Err(unfitting(&other)),
         };
         let start = RecoveryAction::StartFinal { instance };
-        act(&hand, state, start, ACT_FOR).await?;
+        act(&hand, state, start).await?;
         Ok((hand, manager))
     };
     let (hand, manager) = match started.await {
@@ -226,7 +227,7 @@ async fn look_at_final(
     let state = run.state();
     let instance = prepared(state)?;
     let action = RecoveryAction::FinalStatus { instance };
-    match ask(hand, state, action, LOOK_FOR).await? {
+    match ask(hand, state, action).await? {
         RecoveryResponse::Final(InstanceStatus::Ready {
             version, timeline, ..
         }) => Ok(Some(FinalInstance {
@@ -263,7 +264,7 @@ fn not_ready(limit: Duration) -> Problem {
 pub(super) async fn thaw(run: Run<'_>) -> Result<StepOutcome, Problem> {
     let instance = prepared(run.state())?;
     let action = RecoveryAction::Thaw { instance };
-    act(&run.hand().await?, run.state(), action, ACT_FOR * 2).await
+    act(&run.hand().await?, run.state(), action).await
 }
 
 #[cfg(test)]

@@ -71,7 +71,7 @@ async fn final_place_is_fit(run: &Run<'_>, hand: &Grip<'_>) -> Result<Option<u16
     if run.state().spec.recovery.is_none() {
         return Ok(None);
     }
-    match recovery::ask(hand, run.state(), RecoveryAction::Check, LOOK_FOR).await? {
+    match recovery::ask(hand, run.state(), RecoveryAction::Check).await? {
         RecoveryResponse::Checked { running_port, .. } => Ok(running_port),
         other => Err(recovery::unfitting(&other)),
     }

@@ -395,8 +395,8 @@ impl Stage {
             r#"{{"server":"test","state_directory":{:?},"http_listen":"127.0.0.1:0",
                 "broker":{{"user":"u","password_file":"/p"}},
                 "targets":{{"local":{{"agent_program":"/a","default_port":5999}}}},
-                "retry":{{"publish":{{"automatic_max":{},"every_s":1}},"mount":{{"automatic_max":0,"every_s":1}}}},
-                "limits":{{"watch_every_ms":30,"recovery_poll_every_ms":10,"retry_jitter_ms":1,"mount_answer_s":20}}}}"#,
+                "retry":{{"publish":{{"automatic_max":{}}}}},
+                "limits":{{"watch_every_ms":30,"recovery_poll_every_ms":10,"retry_queue_ms":1000,"retry_jitter_ms":1,"mount_answer_s":20}}}}"#,
             self.directory.path(),
             self.automatic_max,
         );

@@ -255,7 +255,11 @@ fn files(
 /// What archive recovery needs that ends at once, on what the data directory holds.
 fn first_start(sources: &Sources<'_>, effective: &SettingsFile, decision: &mut Decision) {
     let set = |name: &str| effective.get(name).filter(|value| !value.is_empty());
-    decision.for_first_start("restore_command", "/bin/false");
+    let ask_archive = set("restore_command").map(histories_only);
+    decision.for_first_start(
+        "restore_command",
+        ask_archive.as_deref().unwrap_or("/bin/false"),
+    );
     for name in [
         "recovery_target",
         "recovery_target_name",
@@ -269,7 +273,10 @@ fn first_start(sources: &Sources<'_>, effective: &SettingsFile, decision: &mut D
             decision.for_first_start(name, "");
         }
     }
-    if set("recovery_target_timeline").is_some_and(|value| value != "latest") {
+    // The newest timeline that the archive has may be another's.
+    if ask_archive.is_some()
+        || set("recovery_target_timeline").is_some_and(|value| value != "latest")
+    {
         decision.for_first_start("recovery_target_timeline", "current");
     }
     if set("recovery_min_apply_delay").is_some_and(|value| value != "0") {
@@ -287,6 +294,18 @@ fn first_start(sources: &Sources<'_>, effective: &SettingsFile, decision: &mut D
     if too_low {
         decision.for_first_start("hot_standby", "off");
     }
+}
+
+/// How long the archive may take to say whether it has a timeline, in seconds: nobody can work meanwhile.
+const HISTORY_FOR_S: u32 = 20;
+
+/// The original's `restore_command` for histories alone, by which the server finds a timeline that its archive does not have yet. One
+/// that is not here, fails or takes long counts as "no": PostgreSQL would give up the start.
+fn histories_only(original: &str) -> String {
+    let quoted = original.replace('\'', "'\\''");
+    format!(
+        "case %f in *.history) timeout -k 1 {HISTORY_FOR_S} sh -c '{quoted}' || exit 1 ;; *) exit 1 ;; esac"
+    )
 }
 
 #[cfg(test)]

@@ -136,13 +136,17 @@ fn a_data_directory_of_the_originals_host_is_noticed() {
 }
 
 #[test]
-fn the_first_start_ends_recovery_at_once_and_touches_no_archive() {
+fn the_first_start_ends_recovery_at_once_and_takes_nothing_but_histories_from_the_archive() {
     let temporary = |case: &Case| case.decide().temporary;
-    let case = Case::new("restore_command = 'get %f'\narchive_mode = on");
+    let current = ("recovery_target_timeline".to_owned(), "current".to_owned());
+    let command = |text: &str| ("restore_command".to_owned(), text.to_owned());
     assert_eq!(
-        temporary(&case),
-        [("restore_command".into(), "/bin/false".into())]
+        temporary(&Case::new("archive_mode = on")),
+        [command("/bin/false")]
     );
+    let case = Case::new("restore_command = 'get ''%f'' %p'");
+    let histories = "case %f in *.history) timeout -k 1 20 sh -c 'get '\\''%f'\\'' %p' || exit 1 ;; *) exit 1 ;; esac";
+    assert_eq!(temporary(&case), [command(histories), current]);
     let case = Case::new(
         "recovery_target_time = 'yesterday'\nrecovery_end_command = 'boom'\nrecovery_target_timeline = '1'",
     );

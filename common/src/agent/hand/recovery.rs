@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -131,6 +132,33 @@ pub enum RecoveryAction {
     },
 }
 
+impl RecoveryAction {
+    /// The longest that the agent works at it; the asker waits a little longer, to hear how it ended.
+    pub fn limit(&self) -> Duration {
+        let seconds = match self {
+            // Both write what was changed since their last one, while users work on.
+            Self::Checkpoint { .. } => 600,
+            Self::StopStandby { timeout_s, .. } => 120 + 2 * u64::from(*timeout_s),
+            // Removes a whole copy, file by file.
+            Self::RemoveStandby { .. } => 600,
+            // A server may have a lot to replay before it is ready.
+            Self::Thaw { .. } => 300,
+            Self::SetAside
+            | Self::PutBack
+            | Self::BeginReplication { .. }
+            | Self::Settle { .. }
+            | Self::StartFinal { .. } => 300,
+            Self::Freeze { .. } | Self::StartStandby { .. } => 60,
+            Self::Check
+            | Self::ReplicationStatus
+            | Self::StandbyStatus { .. }
+            | Self::Positions { .. }
+            | Self::FinalStatus { .. } => 30,
+        };
+        Duration::from_secs(seconds)
+    }
+}
+
 /// What is answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RecoveryResponse {
@@ -209,6 +237,8 @@ pub enum ReplicationStatus {
 pub struct StandbyStatus {
     /// Whether its postmaster runs.
     pub running: bool,
+    /// Whether the published instance's postmaster runs.
+    pub published_running: bool,
     /// Whether it receives WAL from the published instance.
     pub streaming: bool,
     /// The published instance's WAL flush position, `X/X`; absent when it does not answer.
@@ -219,7 +249,7 @@ pub struct StandbyStatus {
     pub lag_bytes: Option<u64>,
     /// How old the last replayed change is, in milliseconds; 0 when nothing is left to replay.
     pub lag_ms: Option<u64>,
-    /// The last lines of its log, at most 20, when it does not run.
+    /// The last lines of its log, at most 20, when it does not run or does not receive WAL.
     pub last_log_lines: Vec<String>,
 }
 
