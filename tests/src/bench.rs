@@ -13,6 +13,7 @@ pub mod plan;
 mod scan;
 mod server;
 pub mod stage;
+mod switchover;
 mod terabyte;
 mod throughput;
 
@@ -46,6 +47,7 @@ async fn measure(group: Group, stage: &mut Stage, ledger: &mut Ledger) -> Result
         Group::CpuBound => cpu_bound::measure(stage, ledger).await,
         Group::Scan => scan::measure(stage, ledger).await,
         Group::BaseBackup => base_backup::measure(stage, ledger).await,
+        Group::Switchover => switchover::measure(stage, ledger).await,
         Group::Memory => memory::measure(stage, ledger).await,
         Group::Commands => commands::measure(stage, ledger).await,
     }

@@ -9,7 +9,8 @@ use common::bus::amqp::AmqpBus;
 use common::bus::{Bus, Destination, OutgoingMessage, StreamFrom};
 use common::env::Env;
 use common::ids::CommandId;
-use common::messages::{Command, Envelope, Event, Limits, Publish, Step};
+use common::messages::{Command, Envelope, Event, EventBody, Limits, Publish, Step};
+use common::problem::Problem;
 use common::topology::{self, Role};
 use tokio::task::JoinSet;
 
@@ -31,6 +32,15 @@ impl Heard {
     /// The last word of its type.
     pub fn phase(&self) -> &'static str {
         self.event.body.phase()
+    }
+
+    /// Why a switchover went back or the session waits.
+    pub fn problem(&self) -> Option<&Problem> {
+        match &self.event.body {
+            EventBody::SwitchoverFailed(failed) => Some(&failed.problem),
+            EventBody::Waiting(waiting) => Some(&waiting.problem),
+            _ => None,
+        }
     }
 
     /// `step_started mount`, or the phase alone.

@@ -9,6 +9,7 @@ pub mod generated;
 pub mod history;
 pub mod ledger;
 pub mod leftovers;
+pub mod pauses;
 pub mod postgres;
 pub mod programs;
 pub mod ready;

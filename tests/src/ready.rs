@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use common::messages::{SessionDetail, SessionStatus, Step};
 
-use crate::history::History;
+use crate::history::{Heard, History};
 use crate::ledger::Ledger;
 use crate::postgres::{as_postgres, run};
 use crate::recoverable::{DATABASE, World};
@@ -99,6 +99,15 @@ impl Ready {
             self.ledger.acknowledged() > before + 20
         })
         .await
+        .with_context(|| self.story())
+    }
+
+    /// What the session has told, and its problems: for failures.
+    pub fn story(&self) -> String {
+        let heard = self.history.of(&self.id);
+        let problems: Vec<_> = heard.iter().filter_map(Heard::problem).collect();
+        let words: Vec<_> = heard.iter().map(Heard::word).collect();
+        format!("{words:?}\n{problems:#?}")
     }
 
     /// Orders the switchover and does not wait for it.
@@ -121,7 +130,7 @@ impl Ready {
             last.as_ref() == Some(&wanted)
         })
         .await
-        .with_context(|| format!("{:?}", self.history.words().get(&self.id)))
+        .with_context(|| self.story())
     }
 
     /// Waits until it is ready again, and clients work.
@@ -133,9 +142,7 @@ impl Ready {
         let found = wait::find(&what, Duration::from_secs(120), async || {
             Ok(self.world.system.session(&self.id).await?.filter(is))
         });
-        found
-            .await
-            .with_context(|| format!("{:?}", self.history.words().get(&self.id)))?;
+        found.await.with_context(|| self.story())?;
         self.goes_on().await
     }
 

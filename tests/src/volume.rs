@@ -75,6 +75,11 @@ impl Volume {
         })
     }
 
+    /// Whether a path lies on it.
+    pub fn holds(&self, path: &Path) -> bool {
+        path.starts_with(&self.mounted_at)
+    }
+
     /// Unmounts it while nobody uses it.
     pub fn unmount(self) -> Result<()> {
         Ok(unmount(&self.mounted_at, UnmountFlags::empty())?)

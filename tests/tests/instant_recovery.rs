@@ -64,6 +64,29 @@ async fn an_instance_of_postgresql_18_is_recovered_under_load_without_losing_or_
 }
 
 #[tokio::test]
+async fn a_second_recovery_from_the_same_backup_takes_timelines_that_the_archive_does_not_have()
+-> Result<()> {
+    let mut world = World::new(15).await?;
+    let mut timelines = Vec::new();
+    for _ in 0..2 {
+        let id = world.recover("auto").await?;
+        let detail = world.system.reaches(&id, SessionStatus::Completed).await?;
+        let switched_over = detail
+            .recovery
+            .and_then(|recovery| recovery.switched_over)
+            .context("what came of the switchover")?;
+        timelines.push(switched_over.timeline);
+        // It archives its own: a file of that name that is another's would stop it.
+        world.is_the_original_again(switched_over.timeline)?;
+        std::fs::remove_dir_all(world.moved_aside(&id))?;
+        world.original.start()?;
+    }
+    // The published instance of the second has one of its own as well.
+    ensure!(timelines == [3, 5], "{timelines:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_cancelled_recovery_puts_the_original_back_as_it_was_and_starts_it() -> Result<()> {
     let world = World::new(15).await?;
     world

@@ -1,75 +1,77 @@
 //! Volumes that fill up during an instant recovery: it goes back or waits, says why, and completes when there is room again.
 
-use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use common::messages::{EventBody, Step};
+use anyhow::{Context, Result};
+use common::messages::Step;
 use common::problem::Problem;
 use tests::gate::{Moment, request_of};
-use tests::history::{Heard, History};
 use tests::ready::Ready;
 use tests::recoverable::{World, WorldOptions, private};
 use tests::volume::Volume;
+use tests::wait;
 
 const VOLUME_BYTES: u64 = 768 << 20;
 const SMALL_WAL: &str = "settings = { max_wal_size = \"64MB\", min_wal_size = \"32MB\" }\n";
+const LARGE: &str = "CREATE TABLE large AS SELECT repeat('x', 500) FROM generate_series(1, 80000)";
 /// What the system says of a volume that is full.
 const REASON: &str = "No space left on device";
+const LIMIT: Duration = Duration::from_secs(90);
 
-fn problem(heard: Heard) -> Option<Problem> {
-    match heard.event.body {
-        EventBody::SwitchoverFailed(failed) => Some(failed.problem),
-        EventBody::Waiting(waiting) => Some(waiting.problem),
-        _ => None,
-    }
+/// How often the session has said that something is wrong.
+fn complaints(ready: &Ready) -> Vec<Problem> {
+    let heard = ready.history.of(&ready.id);
+    heard
+        .iter()
+        .filter_map(|heard| heard.problem().cloned())
+        .collect()
 }
 
 /// Waits until the session says that a volume is full.
-async fn says_why(history: &History, id: &str, told_before: usize) -> Result<()> {
-    let told = || -> Vec<Problem> { history.of(id).into_iter().filter_map(problem).collect() };
-    let said = tests::wait::until("it is told that the volume is full", LIMIT, async || {
-        told()
-            .iter()
-            .skip(told_before)
-            .any(|problem| problem.message.contains(REASON))
+async fn says_why(ready: &Ready, complaints_before: usize) -> Result<()> {
+    let what = "it is told that the volume is full";
+    let said = wait::until(what, LIMIT, async || {
+        let new = complaints(ready).split_off(complaints_before);
+        new.iter().any(|problem| problem.message.contains(REASON))
     });
-    said.await.with_context(|| format!("{:#?}", told()))
-}
-
-const LIMIT: std::time::Duration = std::time::Duration::from_secs(90);
-
-fn told(ready: &Ready) -> usize {
-    ready
-        .history
-        .of(&ready.id)
-        .into_iter()
-        .filter_map(problem)
-        .count()
+    said.await.with_context(|| ready.story())
 }
 
 /// The volume is full from this step on until the session has said so.
-async fn full_at(ready: &Ready, volume: &Volume, step: Step) -> Result<()> {
+async fn full_at(ready: &Ready, volume: &Volume, step: Step, next: Option<Step>) -> Result<()> {
     let gate = ready.world.system.gate()?;
     gate.holds().await?;
     ready.is_in(step).await?;
-    let told_before = told(ready);
+    let complaints_before = complaints(ready).len();
     let full = volume.keep_full()?;
+    if step == Step::Freeze && volume.holds(&ready.final_directory()) {
+        // More than what the standby has made room for already.
+        ready.psql(ready.world.original.port(), LARGE)?;
+    }
+    if let (true, Some(next)) = (is_final(step), next) {
+        gate.want(Moment::Before, request_of(next)?)?;
+    }
     gate.release()?;
-    says_why(&ready.history, &ready.id, told_before).await?;
+    says_why(ready, complaints_before).await?;
     full.give_back()
+}
+
+fn is_final(step: Step) -> bool {
+    matches!(step, Step::Settle | Step::StartFinal)
 }
 
 async fn sabotaged_at(ready: Ready, volume: &Volume, steps: &[Step]) -> Result<()> {
     let gate = ready.world.system.gate()?;
-    for step in steps {
-        gate.want(Moment::Before, request_of(*step)?)?;
-        if !matches!(step, Step::StartFinal) {
+    for (number, step) in steps.iter().enumerate() {
+        if *step != Step::StartFinal {
+            gate.want(Moment::Before, request_of(*step)?)?;
             ready.order().await?;
         }
-        full_at(&ready, volume, *step)
+        let next = steps.get(number + 1).copied();
+        full_at(&ready, volume, *step, next)
             .await
             .with_context(|| format!("full at {step}"))?;
-        if !matches!(step, Step::Settle | Step::StartFinal) {
+        if !is_final(*step) {
             ready.is_ready_again().await?;
         }
     }
@@ -94,7 +96,12 @@ async fn a_full_volume_of_the_standby_makes_a_switchover_go_back_or_wait_until_t
     };
     let world = World::with(15, options).await?;
     let ready = Ready::of(world).await?;
-    sabotaged_at(ready, &volume, &[Step::Settle]).await?;
+    sabotaged_at(
+        ready,
+        &volume,
+        &[Step::Freeze, Step::Settle, Step::StartFinal],
+    )
+    .await?;
     volume.unmount()
 }
 

@@ -14,6 +14,11 @@ use tests::{leftovers, victims, wait};
 const LIMIT: Duration = Duration::from_secs(120);
 const CLIENTS: u8 = 3;
 
+fn say(text: &str) {
+    use std::io::Write;
+    writeln!(std::io::stderr(), "{text}").ok();
+}
+
 /// A recovery that is online and switches over as soon as it can, with clients at work.
 struct Online {
     history: History,
@@ -66,6 +71,9 @@ impl Online {
             .system
             .reaches(&self.id, SessionStatus::Completed)
             .await?;
+        for line in &detail.log {
+            say(&format!("  {} {}", line.at, line.text));
+        }
         self.goes_on().await?;
         self.history.until(&self.id, "completed").await?;
         self.history.is_gapless(&self.id)?;
@@ -78,19 +86,15 @@ impl Online {
 }
 
 #[tokio::test]
-async fn a_published_instance_killed_while_it_is_copied_is_started_again_and_completes()
+async fn a_published_instance_killed_while_it_is_copied_or_followed_is_started_again_at_once()
 -> Result<()> {
     let online = Online::held(Moment::After, "BeginReplication", "").await?;
-    victims::kill(victims::postmaster(&online.detail)?)?;
+    let kill = || victims::kill(victims::postmaster(&online.detail)?);
+    kill()?;
+    online.gate.want(Moment::After, "StartStandby")?;
     online.gate.release()?;
-    online.completes().await
-}
-
-#[tokio::test]
-async fn a_published_instance_killed_while_the_standby_catches_up_is_started_again_and_completes()
--> Result<()> {
-    let online = Online::held(Moment::After, "StartStandby", "").await?;
-    victims::kill(victims::postmaster(&online.detail)?)?;
+    online.gate.holds().await?;
+    kill()?;
     online.gate.release()?;
     online.completes().await
 }

@@ -4,14 +4,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use common::messages::SessionStatus;
+use common::messages::{SessionStatus, Step};
 use common::problem::ErrorCode;
 use rustix::process::{Pid, Signal, kill_process};
+use tests::gate::{Moment, request_of};
 use tests::leftovers;
 use tests::postgres::as_postgres;
 use tests::ready::Ready;
-use tests::recoverable::DATABASE;
-use tests::wait;
+use tests::recoverable::{DATABASE, World, WorldOptions};
+use tests::{victims, wait};
 
 #[tokio::test]
 async fn a_standby_that_does_not_replay_makes_the_switchover_go_back_and_users_go_on() -> Result<()>
@@ -103,16 +104,20 @@ async fn sessions_that_override_read_only_or_refuse_to_end_do_not_stop_a_switcho
 
 #[tokio::test]
 async fn both_services_killed_in_the_middle_of_a_switchover_go_on_with_it() -> Result<()> {
-    let mut ready = Ready::new().await?;
-    let order = ["switchover", &ready.id, "--no-wait"];
-    let output = ready.world.system.explorer(&order).await?;
-    ensure!(output.status.success(), "{output:?}");
-    ready
-        .history
-        .until(&ready.id, "step_started stop_published")
-        .await?;
+    let options = WorldOptions {
+        gate: true,
+        ..WorldOptions::default()
+    };
+    let mut ready = Ready::of(World::with(15, options).await?).await?;
+    let gate = ready.world.system.gate()?;
+    gate.want(Moment::Before, request_of(Step::StopPublished)?)?;
+    ready.order().await?;
+    let held = gate.holds().await?;
+    ready.is_in(Step::StopPublished).await?;
     ready.world.system.recovery_svc.kill();
     ready.world.system.mount_svc.kill();
+    victims::kill(held.gate)?;
+    gate.release()?;
     ensure!(
         !leftovers::processes(Path::new(&ready.id)).is_empty(),
         "the mount is there"

@@ -17,6 +17,8 @@ pub enum Group {
     Scan,
     /// `pg_basebackup`.
     BaseBackup,
+    /// An instant recovery's switchover.
+    Switchover,
     /// Memory of the agent.
     Memory,
     /// The broker's way.
@@ -179,6 +181,15 @@ pub fn lines(sizes: &Sizes) -> Vec<Spec> {
         near,
     );
     let most = |most| Some(Goal::OursAtMost(most));
+    let stopped = Some("stop, cp -a, start");
+    for (pause, most_s) in [("writes", 5.0), ("service", 10.0)] {
+        // As clients see it: no commit, no answer to a query.
+        let name = format!("switchover/{pause}-pause");
+        add(&name, Group::Switchover, "s", Lower, stopped, most(most_s));
+        // As the session reports it.
+        let name = format!("switchover/{pause}-pause-reported");
+        add(&name, Group::Switchover, "s", Lower, None, most(most_s));
+    }
     add("memory/peak", Group::Memory, "MiB", Lower, None, most(64.0));
     // A tenth is what allocators move to and fro.
     add("memory/growth", Group::Memory, "x", Lower, None, most(1.1));
@@ -243,7 +254,7 @@ mod tests {
             let lines = lines(&sizes);
             let names: BTreeSet<&str> = lines.iter().map(|line| line.name.as_str()).collect();
             assert_eq!(names.len(), lines.len());
-            assert_eq!(lines.len(), 23);
+            assert_eq!(lines.len(), 27);
         }
     }
 }

@@ -32,7 +32,8 @@ pub(super) fn target_lines(installation_bin: &Path, shared_buffers_mib: u64) -> 
         .map(|(name, value)| format!("{name} = \"{value}\""))
         .collect();
     format!(
-        "program_directories = [\"{}\"]\nshared_buffers_bytes = {}\nsettings = {{ {} }}",
+        "program_directories = [\"{}\"]\nhba_lines = [\"host all all 127.0.0.1/32 trust\"]\n\
+         shared_buffers_bytes = {}\nsettings = {{ {} }}",
         installation_bin.display(),
         shared_buffers_mib << 20,
         settings.join(", ")
