@@ -86,19 +86,15 @@ impl Online {
 }
 
 #[tokio::test]
-async fn a_published_instance_killed_while_it_is_copied_is_started_again_and_completes()
+async fn a_published_instance_killed_while_it_is_copied_or_followed_is_started_again_at_once()
 -> Result<()> {
     let online = Online::held(Moment::After, "BeginReplication", "").await?;
-    victims::kill(victims::postmaster(&online.detail)?)?;
+    let kill = || victims::kill(victims::postmaster(&online.detail)?);
+    kill()?;
+    online.gate.want(Moment::After, "StartStandby")?;
     online.gate.release()?;
-    online.completes().await
-}
-
-#[tokio::test]
-async fn a_published_instance_killed_while_the_standby_catches_up_is_started_again_and_completes()
--> Result<()> {
-    let online = Online::held(Moment::After, "StartStandby", "").await?;
-    victims::kill(victims::postmaster(&online.detail)?)?;
+    online.gate.holds().await?;
+    kill()?;
     online.gate.release()?;
     online.completes().await
 }
