@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 use common::messages::SessionStatus;
-use tests::postgres::{BackupOptions, run};
+use tests::postgres::{BackupOptions, free_port, run};
 use tests::programs::program;
 use tests::small_repository::SmallRepository;
 use tests::system::{SystemOptions, TestSystem};
@@ -168,30 +168,33 @@ async fn what_a_target_cannot_do_is_refused_before_anything_is_made() -> Result<
     .await?;
     drop(taken);
 
+    // The default port may be another instance's.
+    let free = free_port()?.to_string();
+    let with_port = ["--port", free.as_str()];
     refused(
         &system,
-        &publish("no-fuse", &[]),
+        &publish("no-fuse", &with_port),
         69,
         &["/dev/fuse", "[fuse_unavailable]"],
     )
     .await?;
     refused(
         &system,
-        &publish("no-space", &[]),
+        &publish("no-space", &with_port),
         73,
         &["MiB free", "1024 MiB", "cache_root", "[not_enough_space]"],
     )
     .await?;
     refused(
         &system,
-        &publish("no-user", &[]),
+        &publish("no-user", &with_port),
         77,
         &["nosuchuser", "[unknown_os_user]"],
     )
     .await?;
 
     // An agent that cannot be started may be there later: the session waits, and says why.
-    let output = system.explorer(&publish("no-agent", &[])).await?;
+    let output = system.explorer(&publish("no-agent", &with_port)).await?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(output.status.code() == Some(2), "{}: {said}", output.status);
     ensure!(said.contains("/nonexistent/pginstant-agent"), "{said}");
