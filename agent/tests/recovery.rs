@@ -169,6 +169,27 @@ fn the_instance_that_stays_takes_no_timeline_that_its_archive_has() {
 }
 
 #[test]
+fn an_instance_published_before_the_original_was_set_aside_leads_to_no_timeline_of_it_either() {
+    let programs = postgresql().remove(0);
+    let cluster = Cluster::start(&programs);
+    stop(&cluster);
+    let root = cluster.root.path();
+    let (data, space) = (root.join("data"), root.join("space"));
+    let walk = Walk::begin(Published::of(&cluster), &data, &[&space]);
+    walk.start_published();
+    // The published instance has timeline 2, and the original had 3 by then.
+    std::fs::write(
+        data.join("pg_wal/00000003.history"),
+        "1\t0/1000000\tno reason\n",
+    )
+    .unwrap();
+    set_aside(&walk);
+    walk.replicate();
+    walk.start_standby();
+    assert_eq!(walk.switch_over().timeline, 4);
+}
+
+#[test]
 fn an_original_that_is_set_aside_and_put_back_is_as_it_was_to_the_last_byte() {
     for programs in postgresql() {
         let cluster = Cluster::start(&programs);

@@ -54,7 +54,7 @@ pub(super) struct Settled {
     pub(super) remarks: Vec<String>,
     /// Settings at the end of `postgresql.auto.conf` that only its first start needs.
     pub(super) temporary: Vec<(String, String)>,
-    /// The timeline that it leaves when it becomes an instance of its own.
+    /// The last timeline that is used when it becomes an instance of its own; it takes a later one.
     #[serde(default)]
     pub(super) left_timeline: u32,
     /// Whether it was seen to accept writes and the temporary settings were taken back.

@@ -13,7 +13,7 @@ use super::final_instance::line;
 use super::manager::Manager;
 use super::record::{Record, Settled};
 use super::switchover::major;
-use super::{Recovery, io_failed, not_now, occupant};
+use super::{Recovery, io_failed, not_now, occupant, timelines};
 use crate::postgresql::host_files::{Disk, ask_server, keep_missing_libraries, tls_usable};
 use crate::postgresql::log::refused_parameters;
 use crate::postgresql::settings_file::{Setting, SettingsFile, quote};
@@ -77,6 +77,7 @@ impl Recovery<'_> {
         }
         let manager = self.manager(options, &record)?;
         let mut main = self.main_file(&manager, options)?;
+        let last_timeline = timelines::give(&record, data, options, &self.account)?;
         let decision = self.decide(options, &manager, &mut main, &control)?;
         // An attempt that was killed may have changed what the next one remarks on.
         let mut remarks = record
@@ -90,10 +91,7 @@ impl Recovery<'_> {
             manager,
             remarks,
             temporary: decision.temporary.clone(),
-            left_timeline: control
-                .text("Latest checkpoint's TimeLineID")
-                .and_then(|text| text.parse().ok())
-                .unwrap_or_default(),
+            left_timeline: last_timeline,
             complete: false,
         };
         record.settling = Some(plan.clone());
@@ -187,6 +185,9 @@ impl Recovery<'_> {
         let (original, published) = (read("original.auto.conf")?, read("published.auto.conf")?);
         let libraries = find::inspect(&options.program_directory)
             .and_then(|installation| installation.library_directory);
+        let later_timelines = self
+            .account
+            .act(|| timelines::knows_later(data, control))??;
         let mut refused: Vec<(String, String)> = Vec::new();
         let mut complaint = String::new();
         for _ in 0..CHECKS_MAX {
@@ -198,6 +199,7 @@ impl Recovery<'_> {
                 port: options.port,
                 data_directory: data,
                 control,
+                later_timelines,
             };
             let host = Host {
                 readable: &|path| self.readable(path),

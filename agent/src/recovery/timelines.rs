@@ -1,7 +1,8 @@
 //! Keeps a recovery clear of the timelines that the original had: its archive has files of them, and takes no others of those names.
 //!
 //! A server that ends recovery takes the first number for which it finds no history file. So the published instance is given the
-//! histories of the original that was set aside, before its first start; the instance that stays comes after it.
+//! histories of the original that was set aside, before its first start; the instance that stays comes after it. One that was
+//! published before there was anything to set aside knows none of them: then the instance that stays is given them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -29,26 +30,45 @@ pub(crate) fn keep_clear(
     account: &Account,
 ) -> Result<(), Problem> {
     let record = Record::load(place)?;
+    give(&record, &place.data_directory(), options, account).map(drop)
+}
+
+/// Gives a data directory whose server does not run the histories of the original that was set aside; tells the last timeline that
+/// is used.
+pub(super) fn give(
+    record: &Record,
+    data: &Path,
+    options: &InstanceOptions,
+    account: &Account,
+) -> Result<u32, Problem> {
+    let programs = &options.program_directory;
     let mut aside = record.aside().map(|(_, to)| to);
-    let Some(original) = aside.find(|to| to.join("pg_wal").exists()) else {
-        return Ok(());
-    };
-    let data = place.data_directory();
+    let original = aside.find(|to| to.join("pg_wal").exists());
     account.act(|| {
-        let programs = &options.program_directory;
-        let ours = timeline(&ControlData::read(programs, &data)?)?;
+        let ours = timeline(&ControlData::read(programs, data)?)?;
+        let Some(original) = original else {
+            return Ok(ours);
+        };
         // What is no sound data directory has used no timeline that an archive could have.
         let used = ControlData::read(programs, original).and_then(|control| timeline(&control));
         let known = histories(original)?;
-        for (name, text) in missing(ours, used.unwrap_or_default(), known) {
-            let path = data.join("pg_wal").join(name);
+        let mut last = ours;
+        for (number, text) in missing(ours, used.unwrap_or_default(), known) {
+            last = number;
+            let path = data.join("pg_wal").join(format!("{number:08X}.history"));
             if !path.exists() {
                 write_durably(&path, &text, 0o600)
                     .map_err(|error| io_failed(format!("write {}", path.display()), error))?;
             }
         }
-        Ok(())
+        Ok(last)
     })?
+}
+
+/// Whether a data directory holds the history of a timeline after its own.
+pub(super) fn knows_later(data: &Path, control: &ControlData) -> Result<bool, Problem> {
+    let last = histories(data)?.keys().copied().max();
+    Ok(last > Some(timeline(control)?))
 }
 
 fn timeline(control: &ControlData) -> Result<u32, Problem> {
@@ -77,8 +97,8 @@ fn histories(data: &Path) -> Result<BTreeMap<u32, PathBuf>, Problem> {
     Ok(numbered.collect())
 }
 
-/// Names and texts of history files, without a gap from our own timeline to the last that was used.
-fn missing(ours: u32, used: u32, known: BTreeMap<u32, PathBuf>) -> Vec<(String, String)> {
+/// Numbers and texts of history files, without a gap from our own timeline to the last that was used.
+fn missing(ours: u32, used: u32, known: BTreeMap<u32, PathBuf>) -> Vec<(u32, String)> {
     let last = known.keys().copied().max().unwrap_or_default().max(used);
     if last.saturating_sub(ours) > TIMELINES_MAX {
         return Vec::new();
@@ -86,8 +106,7 @@ fn missing(ours: u32, used: u32, known: BTreeMap<u32, PathBuf>) -> Vec<(String, 
     (ours.saturating_add(1)..=last)
         .map(|number| {
             let text = known.get(&number).and_then(|path| read_limited(path).ok());
-            let text = text.unwrap_or_else(|| UNKNOWN.to_owned());
-            (format!("{number:08X}.history"), text)
+            (number, text.unwrap_or_else(|| UNKNOWN.to_owned()))
         })
         .collect()
 }
@@ -96,19 +115,18 @@ fn missing(ours: u32, used: u32, known: BTreeMap<u32, PathBuf>) -> Vec<(String, 
 mod tests {
     use super::*;
 
-    fn names(ours: u32, used: u32, known: &[u32]) -> Vec<String> {
+    fn numbers(ours: u32, used: u32, known: &[u32]) -> Vec<u32> {
         let known = known.iter().map(|number| (*number, PathBuf::new()));
         let missing = missing(ours, used, known.collect());
-        missing.into_iter().map(|(name, _)| name).collect()
+        missing.into_iter().map(|(number, _)| number).collect()
     }
 
     #[test]
     fn every_timeline_that_the_original_used_since_the_backup_is_named_without_a_gap() {
-        let two_and_three = ["00000002.history", "00000003.history"];
-        assert_eq!(names(1, 3, &[3]), two_and_three);
-        assert_eq!(names(1, 1, &[2, 3]), two_and_three);
-        assert_eq!(names(3, 3, &[2, 3]), [] as [&str; 0]);
-        assert_eq!(names(1, 1, &[]), [] as [&str; 0]);
-        assert_eq!(names(1, u32::MAX, &[]), [] as [&str; 0]);
+        assert_eq!(numbers(1, 3, &[3]), [2, 3]);
+        assert_eq!(numbers(1, 1, &[2, 3]), [2, 3]);
+        assert_eq!(numbers(3, 3, &[2, 3]), [] as [u32; 0]);
+        assert_eq!(numbers(1, 1, &[]), [] as [u32; 0]);
+        assert_eq!(numbers(1, u32::MAX, &[]), [] as [u32; 0]);
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct Sources<'a> {
     pub(super) data_directory: &'a Path,
     /// What the standby's `pg_control` says.
     pub(super) control: &'a ControlData,
+    /// Whether the data directory holds histories of timelines that are not its own.
+    pub(super) later_timelines: bool,
 }
 
 /// What the host has, as the OS user sees it.
@@ -273,10 +275,9 @@ fn first_start(sources: &Sources<'_>, effective: &SettingsFile, decision: &mut D
             decision.for_first_start(name, "");
         }
     }
-    // The newest timeline that the archive has may be another's.
-    if ask_archive.is_some()
-        || set("recovery_target_timeline").is_some_and(|value| value != "latest")
-    {
+    // The newest timeline that is found may be another's.
+    let others = ask_archive.is_some() || sources.later_timelines;
+    if others || set("recovery_target_timeline").is_some_and(|value| value != "latest") {
         decision.for_first_start("recovery_target_timeline", "current");
     }
     if set("recovery_min_apply_delay").is_some_and(|value| value != "0") {
