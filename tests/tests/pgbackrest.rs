@@ -284,11 +284,11 @@ fn whatever_pgbackrest_restores_is_read_from_its_repository() {
     fill(&stage);
     // Which compression and how many backups of a set; PGINSTANT_TEST_PGBACKREST_ALL has every combination.
     let some: [&[(&str, usize)]; 6] = [
-        &[("none", 2), ("bz2", 1)],
+        &[("none", 2)],
         &[("gz", 2)],
-        &[("none", 1), ("lz4", 2)],
-        &[("zst", 2)],
-        &[("none", 2), ("bz2", 2)],
+        &[("lz4", 2), ("bz2", 1)],
+        &[("zst", 1), ("none", 1)],
+        &[("none", 2), ("bz2", 1)],
         &[("lz4", 1), ("gz", 1), ("zst", 3)],
     ];
     let all = COMPRESSIONS.map(|compression| (compression, 3));
@@ -315,8 +315,8 @@ fn repositories_of_an_older_pgbackrest_are_read_and_its_beta_of_blocks_is_refuse
     assert_eq!(tool.version, (2, 45));
     let stage = Stage::new(&tool, &postgresql(15), &kinds).unwrap();
     fill(&stage);
-    compare_set(&stage, 1, kinds[0], "gz", 2);
-    compare_set(&stage, 2, kinds[1], "zst", 3);
+    compare_set(&stage, 1, kinds[0], "gz", 1);
+    compare_set(&stage, 2, kinds[1], "zst", 2);
     let label = stage
         .backup(3, &["--type=full", "--beta", "--repo3-block"])
         .unwrap();
@@ -347,7 +347,7 @@ fn repositories_of_todays_pgbackrest_are_read_before_and_after_an_upgrade_of_the
     let mut stage = Stage::new(&tool, &postgresql(15), &kinds).unwrap();
     fill(&stage);
     compare_set(&stage, 1, kinds[0], "zst", 3);
-    compare_set(&stage, 2, kinds[1], "gz", 2);
+    compare_set(&stage, 2, kinds[1], "gz", 1);
     let older = open_repository(&stage, 1, true)
         .restore_points()
         .unwrap()
