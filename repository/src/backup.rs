@@ -4,7 +4,10 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use crate::{FileIndex, RepositoryError, RestorePoint, RestorePoints, Tree};
+use crate::{EntryKind, FileIndex, RepositoryError, RestorePoint, RestorePoints, Standing, Tree};
+
+/// Bytes per read of [`Backup::verify_all`].
+const VERIFY_READ_BYTES: usize = 1 << 20;
 
 /// A place with backups.
 pub trait Repository: Send + Sync + fmt::Debug {
@@ -50,11 +53,52 @@ pub trait Backup: Send + Sync + fmt::Debug {
     /// Files found corrupt so far, in the tree's order.
     fn corrupt_files(&self) -> Vec<CorruptFile>;
 
+    /// What is known of a file's content.
+    fn standing(&self, file: FileIndex) -> Standing;
+
     /// Reads every file whose checksum has not been checked yet. Corrupt files do not end it, other errors do; `progress` may.
     fn verify_all(
         &self,
         progress: &mut dyn FnMut(VerifyProgress) -> ControlFlow<()>,
-    ) -> Result<VerifyReport, RepositoryError>;
+    ) -> Result<VerifyReport, RepositoryError> {
+        let mut buffer = vec![0; VERIFY_READ_BYTES];
+        let mut report = VerifyReport {
+            verified_count: 0,
+            unverified_count: 0,
+            corrupt: Vec::new(),
+            stopped: false,
+        };
+        let mut done = VerifyProgress {
+            file_count: 0,
+            bytes: 0,
+        };
+        for entry in self.tree().entries() {
+            let EntryKind::File { file, size_bytes } = entry.kind else {
+                continue;
+            };
+            let mut offset = 0;
+            while self.standing(file) == Standing::Pending {
+                match self.read_at(file, offset, &mut buffer) {
+                    Ok(0) => break,
+                    Ok(count) => offset += count as u64,
+                    Err(_) if self.standing(file) == Standing::Corrupt => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            match self.standing(file) {
+                Standing::Verified => report.verified_count += 1,
+                Standing::Corrupt => report.corrupt.push(file),
+                Standing::Unknown | Standing::Pending => report.unverified_count += 1,
+            }
+            done.file_count += 1;
+            done.bytes += size_bytes;
+            if progress(done).is_break() {
+                report.stopped = true;
+                break;
+            }
+        }
+        Ok(report)
+    }
 }
 
 /// A file that was found corrupt.

@@ -119,7 +119,7 @@ impl Expected {
 
 /// What is known of a file's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub enum Standing {
     /// It has no checksum.
     Unknown,
     /// Not all of it has been read.

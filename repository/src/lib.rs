@@ -26,6 +26,7 @@ mod tree;
 pub use backup::{
     Backup, BackupChoice, BackupKind, CorruptFile, Repository, VerifyProgress, VerifyReport,
 };
+pub use checksums::Standing;
 pub use decoded::{DecodedLimits, DecodedStore};
 pub use directory::open_repository;
 pub use error::{RepositoryError, RepositoryErrorKind};

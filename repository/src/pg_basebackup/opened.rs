@@ -2,14 +2,13 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::ops::ControlFlow;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::plain::{PlainFiles, scan_plain};
 use super::tar::{TarFiles, scan_tar};
-use crate::backup::{Backup, CorruptFile, VerifyProgress, VerifyReport};
+use crate::backup::{Backup, CorruptFile};
 use crate::beneath::{open_file, open_root, read_pages_at};
 use crate::checksums::{Standing, Verifier};
 use crate::handles::Handles;
@@ -229,9 +228,6 @@ struct OpenedBackup {
     verifier: Verifier,
 }
 
-/// Bytes per read of [`Backup::verify_all`].
-const VERIFY_READ_BYTES: usize = 1 << 20;
-
 impl OpenedBackup {
     fn corrupt(&self, file: FileIndex) -> RepositoryError {
         let path = self
@@ -240,17 +236,6 @@ impl OpenedBackup {
             .map_or_else(|_| String::new(), |(path, _)| path.to_owned());
         let reason = "its content does not have the checksum that backup_manifest has for it";
         RepositoryError::corrupt(path, reason)
-    }
-
-    /// Reads a file from beginning to end.
-    fn read_whole(&self, file: FileIndex, buffer: &mut [u8]) -> Result<(), RepositoryError> {
-        let mut offset = 0;
-        loop {
-            match self.read_at(file, offset, buffer)? {
-                0 => return Ok(()),
-                count => offset += count as u64,
-            }
-        }
     }
 }
 
@@ -292,43 +277,7 @@ impl Backup for OpenedBackup {
             .collect()
     }
 
-    fn verify_all(
-        &self,
-        progress: &mut dyn FnMut(VerifyProgress) -> ControlFlow<()>,
-    ) -> Result<VerifyReport, RepositoryError> {
-        let mut buffer = vec![0; VERIFY_READ_BYTES];
-        let mut report = VerifyReport {
-            verified_count: 0,
-            unverified_count: 0,
-            corrupt: Vec::new(),
-            stopped: false,
-        };
-        let mut done = VerifyProgress {
-            file_count: 0,
-            bytes: 0,
-        };
-        for entry in self.content.tree.entries() {
-            let EntryKind::File { file, size_bytes } = entry.kind else {
-                continue;
-            };
-            if self.verifier.standing(file) == Standing::Pending
-                && let Err(error) = self.read_whole(file, &mut buffer)
-                && self.verifier.standing(file) != Standing::Corrupt
-            {
-                return Err(error);
-            }
-            match self.verifier.standing(file) {
-                Standing::Verified => report.verified_count += 1,
-                Standing::Corrupt => report.corrupt.push(file),
-                Standing::Unknown | Standing::Pending => report.unverified_count += 1,
-            }
-            done.file_count += 1;
-            done.bytes += size_bytes;
-            if progress(done).is_break() {
-                report.stopped = true;
-                break;
-            }
-        }
-        Ok(report)
+    fn standing(&self, file: FileIndex) -> Standing {
+        self.verifier.standing(file)
     }
 }

@@ -1,17 +1,13 @@
 //! One opened backup: reads, counts what is read towards checksums, and remembers what is corrupt.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::sync::{Mutex, PoisonError};
 
 use super::content::{Checked, Content};
-use crate::backup::{Backup, CorruptFile, VerifyProgress, VerifyReport};
+use crate::backup::{Backup, CorruptFile};
 use crate::checksums::{Standing, Verifier};
-use crate::tree::{EntryKind, FileIndex, Tree};
+use crate::tree::{FileIndex, Tree};
 use crate::{RepositoryError, RepositoryErrorKind, RestorePoint};
-
-/// Bytes per read of [`Backup::verify_all`].
-const VERIFY_READ_BYTES: usize = 1 << 20;
 
 #[derive(Debug)]
 pub(super) struct OpenedBackup {
@@ -51,16 +47,6 @@ impl OpenedBackup {
         let reason = reasons.get(&file).map(String::as_str).unwrap_or_default();
         let own = format!("{path}: ");
         RepositoryError::corrupt(path, reason.strip_prefix(&own).unwrap_or(reason))
-    }
-
-    fn read_to_end(&self, file: FileIndex, buffer: &mut [u8]) -> Result<(), RepositoryError> {
-        let mut offset = 0;
-        loop {
-            match self.read_at(file, offset, buffer)? {
-                0 => return Ok(()),
-                count => offset += count as u64,
-            }
-        }
     }
 }
 
@@ -111,46 +97,13 @@ impl Backup for OpenedBackup {
         corrupt.collect()
     }
 
-    fn verify_all(
-        &self,
-        progress: &mut dyn FnMut(VerifyProgress) -> ControlFlow<()>,
-    ) -> Result<VerifyReport, RepositoryError> {
-        let mut buffer = vec![0; VERIFY_READ_BYTES];
-        let mut report = VerifyReport {
-            verified_count: 0,
-            unverified_count: 0,
-            corrupt: Vec::new(),
-            stopped: false,
-        };
-        let mut done = VerifyProgress {
-            file_count: 0,
-            bytes: 0,
-        };
-        for entry in self.content.tree().entries() {
-            let EntryKind::File { file, size_bytes } = entry.kind else {
-                continue;
-            };
-            let known = self.verifier.standing(file);
-            if !matches!(known, Standing::Verified | Standing::Corrupt)
-                && let Err(error) = self.read_to_end(file, &mut buffer)
-                && error.kind() != RepositoryErrorKind::Corrupt
-            {
-                return Err(error);
-            }
-            match self.verifier.standing(file) {
-                Standing::Corrupt => report.corrupt.push(file),
-                // An empty file has nothing to check.
-                _ if size_bytes == 0 => report.verified_count += 1,
-                Standing::Verified => report.verified_count += 1,
-                Standing::Unknown | Standing::Pending => report.unverified_count += 1,
-            }
-            done.file_count += 1;
-            done.bytes += size_bytes;
-            if progress(done).is_break() {
-                report.stopped = true;
-                break;
-            }
+    fn standing(&self, file: FileIndex) -> Standing {
+        let is_empty = self.content.describe(file).is_ok_and(|(_, size)| size == 0);
+        match self.verifier.standing(file) {
+            Standing::Unknown | Standing::Pending if is_empty => Standing::Verified,
+            // What has no checksum of its own is checked by its compression or its blocks when it is read.
+            Standing::Unknown => Standing::Pending,
+            known => known,
         }
-        Ok(report)
     }
 }
