@@ -202,3 +202,40 @@ fn a_server_that_does_not_react_is_killed_after_its_time() {
     published.wait_until_ready();
     published.stop();
 }
+
+#[test]
+fn a_published_instance_that_was_killed_before_it_took_its_timeline_takes_one_at_the_next_start() {
+    for programs in postgresql() {
+        let cluster = Cluster::start(&programs);
+        let published = Published::of(&cluster);
+        published.prepare();
+        let data = published.place.data_directory();
+        // Holds recovery where it asks the archive for the second time.
+        let configuration = published.place.configuration_directory();
+        let (file, asked) = (
+            configuration.join("postgresql.conf"),
+            configuration.join("asked"),
+        );
+        let hold = format!(
+            "restore_command = 'test -e {0} && exec sleep 600; touch {0}; exit 1'\n",
+            asked.display()
+        );
+        let text = std::fs::read_to_string(&file).unwrap() + &hold;
+        std::fs::write(&file, text).unwrap();
+        published.start();
+        let began = std::time::Instant::now();
+        while !asked.exists() || data.join("backup_label").exists() {
+            assert!(began.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        published.kill_all();
+        std::fs::remove_file(data.join("recovery.signal")).unwrap();
+        published.prepare();
+        published.start();
+        let InstanceStatus::Ready { timeline, .. } = published.wait_until_ready() else {
+            unreachable!()
+        };
+        assert_eq!(timeline, 2);
+        published.stop();
+    }
+}

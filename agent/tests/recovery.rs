@@ -464,3 +464,32 @@ fn settling_goes_on_wherever_it_was_killed_and_never_recovers_twice() {
     assert_eq!(settle().unwrap(), first);
     assert!(!data.join("recovery.signal").exists());
 }
+
+#[test]
+fn an_instance_that_stays_and_was_killed_before_it_took_its_timeline_takes_one_at_the_next_start() {
+    for programs in postgresql() {
+        for started_by_host in [false, true] {
+            let cluster = Cluster::start(&programs);
+            let root = directory();
+            let (data, space) = (root.path().join("data"), root.path().join("space"));
+            let walk = Walk::begin(Published::of(&cluster), &data, &[&space]);
+            walk.start_published();
+            walk.replicate();
+            walk.start_standby();
+            let published_on = walk.stop_both();
+            let instance = walk.instance();
+            walk.twice(RecoveryAction::Settle { instance });
+            // The end of recovery removes the signal and writes the new history before it goes over.
+            std::fs::remove_file(data.join("recovery.signal")).unwrap();
+            let history = data.join(format!("pg_wal/{:08X}.history", published_on + 1));
+            std::fs::write(&history, "2\t0/0\tkilled\n").unwrap();
+            if started_by_host {
+                let (data, log) = (data.to_str().unwrap(), data.join("log/host.log"));
+                let start = ["-D", data, "-w", "-l", log.to_str().unwrap(), "start"];
+                as_postgres(&programs.join("pg_ctl"), &start);
+            }
+            let timeline = walk.start_final();
+            assert_eq!(timeline, published_on + 2, "{started_by_host}");
+        }
+    }
+}

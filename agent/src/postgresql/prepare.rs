@@ -75,7 +75,7 @@ impl Job<'_> {
         self.write_access_files()?;
         let generated = self.write_configuration(&original, &control, &missing_libraries)?;
         let mut remarks = generated.remarks;
-        self.write_recovery_signal(&mut remarks)?;
+        self.write_recovery_signal(&control, &mut remarks)?;
         self.write(&self.configuration.join(PREPARED_MARKER), "")?;
         Ok(Prepared {
             missing_libraries,
@@ -247,15 +247,23 @@ impl Job<'_> {
         ))
     }
 
-    /// An instance that has not ended recovery gets `recovery.signal`, so that it ends on a timeline of its own.
-    fn write_recovery_signal(&self, remarks: &mut Vec<String>) -> Result<(), Problem> {
-        let recovered = self.configuration.join(RECOVERED_MARKER).exists();
-        let begun = self.prepared() && !self.data.join("backup_label").exists();
-        if !recovered && !begun {
-            return self.write(&self.data.join("recovery.signal"), "");
+    /// An instance that has not ended recovery gets `recovery.signal`, so that it ends on a timeline of its own. One that was killed
+    /// at the end of recovery has removed it before it took that timeline: its `pg_control` still says that it recovers.
+    fn write_recovery_signal(
+        &self,
+        control: &ControlData,
+        remarks: &mut Vec<String>,
+    ) -> Result<(), Problem> {
+        if self.configuration.join(RECOVERED_MARKER).exists() {
+            return Ok(());
         }
-        if !recovered && self.data.join("recovery.signal").exists() {
+        let signal = self.data.join("recovery.signal");
+        let begun = self.prepared() && !self.data.join("backup_label").exists();
+        let recovers = control.text("Database cluster state") == Some("in archive recovery");
+        if begun && signal.exists() {
             remarks.push("recovery had begun before and goes on".into());
+        } else if !begun || recovers {
+            return self.write(&signal, "");
         }
         Ok(())
     }

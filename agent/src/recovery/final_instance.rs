@@ -8,7 +8,7 @@ use rustix::process::Signal;
 
 use super::manager::Manager;
 use super::record::Settled;
-use super::{Recovery, not_now, occupant};
+use super::{Recovery, not_now, occupant, timelines};
 use crate::hand::port;
 use crate::postgresql::instance::switch_position;
 use crate::postgresql::server::LOG_LINES;
@@ -27,7 +27,26 @@ impl Recovery<'_> {
             return Err(not_now("the published instance runs", "stop it first"));
         }
         port::check(options.port, "localhost")?;
+        if !settled.complete {
+            self.leave_the_timeline(options, &settled)?;
+        }
         settled.manager.start(&self.context())
+    }
+
+    /// Has the next start take a new timeline. A first start that was killed has removed `recovery.signal` before it took one: the
+    /// next would go on with the published instance's, while the archive may have the history of the one that never began.
+    fn leave_the_timeline(
+        &self,
+        options: &InstanceOptions,
+        settled: &Settled,
+    ) -> Result<(), Problem> {
+        let data = &self.final_place.data_directory;
+        let signal = data.join("recovery.signal");
+        let on = timelines::timeline(&self.control(options, data)?)?;
+        if on <= settled.left_timeline && self.read(&signal)?.is_none() {
+            self.write(&signal, "")?;
+        }
+        Ok(())
     }
 
     fn settled(&self) -> Result<Settled, Problem> {
@@ -62,13 +81,20 @@ impl Recovery<'_> {
         {
             return Ok(recovering);
         }
-        let Some((timeline, reached_lsn)) = self.account.act(|| newest_timeline(data))? else {
-            return Ok(recovering);
-        };
-        // The history of its own timeline is there before it accepts writes; without it, it has not left the published one's.
+        // Its end of recovery is a checkpoint on the timeline that it took.
+        let timeline = timelines::timeline(&control)?;
         if timeline <= settled.left_timeline {
+            tracing::warn!(
+                timeline,
+                "the final instance took no timeline of its own: start it again"
+            );
+            settled.manager.stop(running.process, &self.context())?;
+            self.start_final(options)?;
             return Ok(recovering);
         }
+        let Some(reached_lsn) = self.account.act(|| left_parent_at(data, timeline))? else {
+            return Ok(recovering);
+        };
         if !settled.complete {
             self.take_back(&settled)?;
             if let Err(error) = running.process.signal(Signal::HUP) {
@@ -139,19 +165,10 @@ pub(super) fn line(name: &str, value: &str) -> String {
     format!("{name} = {}\n", quote(value))
 }
 
-/// The newest timeline of a data directory, and where it left its parent.
-fn newest_timeline(data: &Path) -> Option<(u32, String)> {
-    let newest = std::fs::read_dir(data.join("pg_wal"))
-        .ok()?
-        .flatten()
-        .filter_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            let number = u32::from_str_radix(name.strip_suffix(".history")?, 16).ok()?;
-            Some((number, entry.path()))
-        })
-        .max()?;
-    let history = std::fs::read_to_string(newest.1).ok()?;
-    Some((newest.0, switch_position(&history)?))
+/// Where a timeline left its parent, by its history file.
+fn left_parent_at(data: &Path, timeline: u32) -> Option<String> {
+    let history = data.join("pg_wal").join(format!("{timeline:08X}.history"));
+    switch_position(&std::fs::read_to_string(history).ok()?)
 }
 
 #[cfg(test)]

@@ -185,9 +185,6 @@ impl Recovery<'_> {
         let (original, published) = (read("original.auto.conf")?, read("published.auto.conf")?);
         let libraries = find::inspect(&options.program_directory)
             .and_then(|installation| installation.library_directory);
-        let later_timelines = self
-            .account
-            .act(|| timelines::knows_later(data, control))??;
         let mut refused: Vec<(String, String)> = Vec::new();
         let mut complaint = String::new();
         for _ in 0..CHECKS_MAX {
@@ -199,7 +196,6 @@ impl Recovery<'_> {
                 port: options.port,
                 data_directory: data,
                 control,
-                later_timelines,
             };
             let host = Host {
                 readable: &|path| self.readable(path),

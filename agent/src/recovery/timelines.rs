@@ -65,13 +65,8 @@ pub(super) fn give(
     })?
 }
 
-/// Whether a data directory holds the history of a timeline after its own.
-pub(super) fn knows_later(data: &Path, control: &ControlData) -> Result<bool, Problem> {
-    let last = histories(data)?.keys().copied().max();
-    Ok(last > Some(timeline(control)?))
-}
-
-fn timeline(control: &ControlData) -> Result<u32, Problem> {
+/// The timeline that a server of this control file goes on from.
+pub(super) fn timeline(control: &ControlData) -> Result<u32, Problem> {
     let number = control.number("Latest checkpoint's TimeLineID");
     number
         .and_then(|number| u32::try_from(number).ok())

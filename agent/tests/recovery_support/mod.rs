@@ -194,31 +194,11 @@ impl Walk {
         let RecoveryResponse::Settled { manager, remarks } = settled else {
             panic!("{settled:?}")
         };
-        self.twice(RecoveryAction::StartFinal {
-            instance: instance.clone(),
-        });
-        let mut ready = None;
-        wait_for("the final instance is ready", || {
-            let action = RecoveryAction::FinalStatus {
-                instance: instance.clone(),
-            };
-            let RecoveryResponse::Final(status) = self.ask(action).unwrap() else {
-                unreachable!()
-            };
-            assert!(
-                !matches!(status, InstanceStatus::Stopped { .. }),
-                "{status:?}"
-            );
-            ready = Some(status);
-            matches!(ready, Some(InstanceStatus::Ready { .. }))
-        });
+        let timeline = self.start_final();
         println!(
             "switched over in {:?}; {manager}; {remarks:#?}",
             began.elapsed()
         );
-        let Some(InstanceStatus::Ready { timeline, .. }) = ready else {
-            unreachable!()
-        };
         let log = self.final_place.data_directory.join("log/postgresql.log");
         let said = std::fs::read_to_string(log).unwrap_or_default();
         assert!(timeline > timeline_before, "{said}");
@@ -227,6 +207,29 @@ impl Walk {
             remarks,
             timeline,
         }
+    }
+
+    /// Starts the settled instance; tells its timeline when it is ready.
+    pub(crate) fn start_final(&self) -> u32 {
+        let instance = self.instance();
+        self.twice(RecoveryAction::StartFinal {
+            instance: instance.clone(),
+        });
+        let mut timeline = None;
+        wait_for("the final instance is ready", || {
+            let action = RecoveryAction::FinalStatus {
+                instance: instance.clone(),
+            };
+            match self.ask(action).unwrap() {
+                RecoveryResponse::Final(InstanceStatus::Ready { timeline: its, .. }) => {
+                    timeline = Some(its);
+                }
+                RecoveryResponse::Final(InstanceStatus::Recovering { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+            timeline.is_some()
+        });
+        timeline.unwrap()
     }
 
     /// One value of the final instance, asked in the name of the OS user.

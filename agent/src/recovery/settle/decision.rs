@@ -26,8 +26,6 @@ pub(super) struct Sources<'a> {
     pub(super) data_directory: &'a Path,
     /// What the standby's `pg_control` says.
     pub(super) control: &'a ControlData,
-    /// Whether the data directory holds histories of timelines that are not its own.
-    pub(super) later_timelines: bool,
 }
 
 /// What the host has, as the OS user sees it.
@@ -275,11 +273,8 @@ fn first_start(sources: &Sources<'_>, effective: &SettingsFile, decision: &mut D
             decision.for_first_start(name, "");
         }
     }
-    // The newest timeline that is found may be another's.
-    let others = ask_archive.is_some() || sources.later_timelines;
-    if others || set("recovery_target_timeline").is_some_and(|value| value != "latest") {
-        decision.for_first_start("recovery_target_timeline", "current");
-    }
+    // The newest timeline that is found may be another's, or that of a first start which did not come to its end.
+    decision.for_first_start("recovery_target_timeline", "current");
     if set("recovery_min_apply_delay").is_some_and(|value| value != "0") {
         decision.for_first_start("recovery_min_apply_delay", "0");
     }

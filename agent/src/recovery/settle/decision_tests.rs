@@ -7,7 +7,6 @@ struct Case {
     published: String,
     control: String,
     refused: Vec<(String, String)>,
-    later_timelines: bool,
 }
 
 impl Case {
@@ -18,7 +17,6 @@ impl Case {
             published: String::new(),
             control: String::new(),
             refused: Vec::new(),
-            later_timelines: false,
         }
     }
 
@@ -34,7 +32,6 @@ impl Case {
             port: 5439,
             data_directory: Path::new("/d"),
             control: &ControlData::parse(&self.control),
-            later_timelines: self.later_timelines,
         };
         decide(&sources, &host())
     }
@@ -145,11 +142,8 @@ fn the_first_start_ends_recovery_at_once_and_takes_nothing_but_histories_from_th
     let command = |text: &str| ("restore_command".to_owned(), text.to_owned());
     assert_eq!(
         temporary(&Case::new("archive_mode = on")),
-        [command("/bin/false")]
+        [command("/bin/false"), current.clone()]
     );
-    let mut case = Case::new("");
-    case.later_timelines = true;
-    assert_eq!(temporary(&case), [command("/bin/false"), current.clone()]);
     let case = Case::new("restore_command = 'get ''%f'' %p'");
     let histories = "case %f in *.history) timeout -k 1 20 sh -c 'get '\\''%f'\\'' %p' || exit 1 ;; *) exit 1 ;; esac";
     assert_eq!(temporary(&case), [command(histories), current]);
