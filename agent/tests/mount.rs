@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use common::agent::hand::{Hydrate, MountOptions};
 use common::messages::CacheStatistics;
-use mount_support::{Fixture, wait_for};
+use mount_support::{Fixture, program, wait_for};
 use rustix::fs::FallocateFlags;
 
 /// A small generator with a seed that failures print.
@@ -412,6 +412,44 @@ fn what_was_written_and_not_flushed_is_there_after_unmounting() {
     file.read_exact_at(&mut seen, 700_000).unwrap();
     assert_eq!(&seen, b"changed");
     assert_eq!(fs::read(fixture.data().join("conf")).unwrap(), b"a = b");
+}
+
+#[test]
+fn a_worker_is_replaced_although_its_program_was_replaced_or_removed() {
+    let mut fixture = Fixture::new("root", make_files);
+    fixture.serve();
+    let (installed, new) = (
+        fixture.directory.path().join("agent"),
+        fixture.directory.path().join("agent.new"),
+    );
+    fs::copy(program(), &installed).unwrap();
+    agent::supervisor::start_program(&installed, &fixture.place, &MountOptions::default()).unwrap();
+    let worker_runs = || {
+        let pid = fixture.worker_pid().unwrap();
+        fs::read_link(format!("/proc/{pid}/exe")).unwrap()
+    };
+    let own = File::create_new(fixture.data().join("own")).unwrap();
+    let is_replaced = |written: &[u8]| {
+        let starts = fixture.status().worker_starts;
+        fixture.kill_worker();
+        own.write_all_at(written, 0).unwrap();
+        own.sync_all().unwrap();
+        wait_for("a new worker", Duration::from_secs(5), || {
+            agent::worker::client::status(&fixture.place)
+                .is_ok_and(|s| s.is_some_and(|s| s.worker_starts > starts))
+        });
+        assert_eq!(fs::read(fixture.data().join("own")).unwrap(), written);
+    };
+    // As packages do it: the new one takes over at the next start.
+    fs::copy(program(), &new).unwrap();
+    fs::rename(&new, &installed).unwrap();
+    is_replaced(b"upgraded");
+    assert_eq!(worker_runs(), installed);
+    fs::remove_file(&installed).unwrap();
+    is_replaced(b"removed!");
+    assert!(worker_runs().to_string_lossy().ends_with(" (deleted)"));
+    drop(own);
+    fixture.unmount();
 }
 
 #[test]

@@ -153,6 +153,7 @@ pub(crate) async fn run(run: Run<'_>, step: Step) -> Finished {
         Step::Replicate => replicate::run(run).await,
         Step::StartStandby => standby::start(run).await.into(),
         Step::CatchUp => standby::catch_up(run).await,
+        Step::Checkpoint => switchover::checkpoint(run).await.into(),
         Step::Freeze => switchover::freeze(run).await,
         Step::StopPublished => switchover::stop_published(run).await.into(),
         Step::StopStandby => switchover::stop_standby(run).await.into(),

@@ -3,7 +3,9 @@
 use common::env::Env;
 use common::ids::{ServerName, SessionId};
 use common::journal::{JournalError, RecordKey, Transaction};
-use common::messages::{EventBody, Internal, RetryDue, SessionStatus, TraceParent};
+use common::messages::{
+    EventBody, Internal, RetryDue, SessionStatus, Step, SwitchedOver, TraceParent,
+};
 use common::problem::Problem;
 use common::session::{Effect, Input, Phase, Refusal, SessionState, apply};
 use jiff::{SignedDuration, Timestamp};
@@ -30,6 +32,12 @@ pub struct Stored {
     /// When the running step began, in this life of the service.
     #[serde(default)]
     pub step_started_at: Option<Timestamp>,
+    /// Since when nobody can write, in the switchover that is under way.
+    #[serde(default)]
+    pub writes_ended_at: Option<Timestamp>,
+    /// Since when nobody can connect, in the switchover that is under way.
+    #[serde(default)]
+    pub service_ended_at: Option<Timestamp>,
     /// When the next automatic attempt is to come.
     #[serde(default)]
     pub next_attempt_at: Option<Timestamp>,
@@ -39,6 +47,30 @@ pub struct Stored {
     /// Trace of the command that began it.
     #[serde(default)]
     pub traceparent: Option<TraceParent>,
+}
+
+impl Stored {
+    /// Takes note of when a switchover takes writes and service away; a step that is begun anew has done so before.
+    fn note_outage(&mut self, step: Step, now: Timestamp) {
+        match step {
+            Step::Checkpoint => (self.writes_ended_at, self.service_ended_at) = (None, None),
+            Step::Freeze => _ = self.writes_ended_at.get_or_insert(now),
+            Step::StopPublished => _ = self.service_ended_at.get_or_insert(now),
+            _ => {}
+        }
+    }
+
+    /// Fills in how long the switchover took writes and service away, whatever went wrong meanwhile.
+    fn tell_outage(&mut self, done: &mut SwitchedOver, now: Timestamp) {
+        let since = |began: Option<Timestamp>| {
+            let took = began.map(|began| now.duration_since(began).as_millis());
+            took.and_then(|ms| u64::try_from(ms).ok())
+                .unwrap_or_default()
+        };
+        done.without_writes_ms = since(self.writes_ended_at);
+        done.without_service_ms = since(self.service_ended_at);
+        self.state.recovery.switched_over = Some(done.clone());
+    }
 }
 
 /// The key of a session's record.
@@ -92,6 +124,8 @@ impl Clerk {
             ended_at: None,
             status_since: now,
             step_started_at: None,
+            writes_ended_at: None,
+            service_ended_at: None,
             next_attempt_at: None,
             fires_at: None,
             traceparent,
@@ -150,6 +184,7 @@ impl Clerk {
             match effect {
                 Effect::RunStep { step, epoch } => {
                     stored.step_started_at = Some(now);
+                    stored.note_outage(step, now);
                     activity = Some(Activity::Step { step, epoch });
                 }
                 Effect::StopStep => activity = Some(Activity::Rest),
@@ -176,6 +211,9 @@ impl Clerk {
                 Effect::Emit(mut body, severity) => {
                     if let EventBody::Waiting(waiting) = body.as_mut() {
                         waiting.next_attempt_at = stored.next_attempt_at;
+                    }
+                    if let EventBody::SwitchedOver(done) = body.as_mut() {
+                        stored.tell_outage(done, now);
                     }
                     retries_exhausted |= matches!(*body, EventBody::RetriesExhausted(_));
                     teller.tell(transaction, &stored, *body, severity)?;

@@ -136,6 +136,7 @@ impl Gate {
 /// The request by which a step of a switchover is carried out.
 pub fn request_of(step: Step) -> Result<&'static str> {
     Ok(match step {
+        Step::Checkpoint => "Checkpoint",
         Step::Freeze => "Freeze",
         Step::StopPublished => "StopInstance",
         Step::StopStandby => "StopStandby",

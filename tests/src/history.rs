@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use common::bus::amqp::AmqpBus;
 use common::bus::{Bus, Destination, OutgoingMessage, StreamFrom};
 use common::env::Env;
@@ -12,6 +12,7 @@ use common::ids::CommandId;
 use common::messages::{Command, Envelope, Event, EventBody, Limits, Publish, Step};
 use common::problem::Problem;
 use common::topology::{self, Role};
+use jiff::{SignedDuration, Timestamp};
 use tokio::task::JoinSet;
 
 use crate::broker;
@@ -24,6 +25,8 @@ pub struct Heard {
     pub subject: String,
     /// Number in the session.
     pub sequence: Option<u64>,
+    /// When it was told.
+    pub told_at: Timestamp,
     /// What it says.
     pub event: Event,
 }
@@ -85,6 +88,7 @@ impl History {
                         .push(Heard {
                             subject: event.subject.unwrap_or_default(),
                             sequence: event.sequence,
+                            told_at: event.time.unwrap_or_default(),
                             event: event.payload,
                         });
                 }
@@ -126,6 +130,48 @@ impl History {
             .iter()
             .filter(|event| event.word() == word)
             .count()
+    }
+
+    /// How long a switchover says that it took writes and service away agrees with when its steps were told, whatever went wrong.
+    pub fn tells_the_outage(&self, subject: &str) -> anyhow::Result<()> {
+        let heard = self.of(subject);
+        let began = heard
+            .iter()
+            .rposition(|heard| heard.word() == "step_started checkpoint")
+            .context("no switchover")?;
+        let heard = heard.get(began..).unwrap_or_default();
+        let when = |word: &str| {
+            let found = heard.iter().find(|heard| heard.word() == word);
+            let found = found.with_context(|| format!("{word} was not told"));
+            found.map(|heard| heard.told_at)
+        };
+        let (end, done) = heard
+            .iter()
+            .find_map(|heard| match &heard.event.body {
+                EventBody::SwitchedOver(done) => Some((heard.told_at, done)),
+                _ => None,
+            })
+            .context("not switched over")?;
+        let last = heard
+            .iter()
+            .rfind(|heard| heard.word() == "step_started start_final")
+            .context("no last step")?;
+        for (step, before, told_ms) in [
+            ("freeze", "checkpoint", done.without_writes_ms),
+            ("stop_published", "freeze", done.without_service_ms),
+        ] {
+            let began = when(&format!("step_started {step}"))?;
+            let before = when(&format!("step_started {before}"))?;
+            let told = SignedDuration::from_millis(told_ms.try_into()?);
+            // Whole milliseconds.
+            let rounded = SignedDuration::from_millis(1);
+            let least = last.told_at.duration_since(began) - rounded;
+            ensure!(
+                (least..=end.duration_since(before)).contains(&told),
+                "{step}: {told:?}, the last step began {least:?} after it: {done:?}"
+            );
+        }
+        Ok(())
     }
 
     /// Waits until a word was heard of a session for the given time.

@@ -166,6 +166,7 @@ impl Ready {
             .reaches(&self.id, SessionStatus::Completed)
             .await?;
         self.history.is_gapless(&self.id)?;
+        self.history.tells_the_outage(&self.id)?;
         self.ledger.close().await?;
         self.world.system.nothing_is_left_of(&self.id)?;
         let switched_over = detail.recovery.and_then(|recovery| recovery.switched_over);

@@ -7,7 +7,8 @@ use tests::ready::Ready;
 use tests::recoverable::{World, WorldOptions};
 use tests::victims;
 
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 7] = [
+    Step::Checkpoint,
     Step::Freeze,
     Step::StopPublished,
     Step::StopStandby,
@@ -237,6 +238,12 @@ async fn a_supervisor_killed_at_each_step_of_a_switchover_is_waited_for_or_not_n
 async fn a_postgresql_killed_at_each_step_of_a_switchover_that_it_lives_in_makes_it_go_back_or_later_try_again()
 -> Result<()> {
     let points = [
+        (
+            Step::Checkpoint,
+            Moment::Before,
+            Victim::Published,
+            Outcome::GoesBack(Step::Checkpoint),
+        ),
         (
             Step::Freeze,
             Moment::After,

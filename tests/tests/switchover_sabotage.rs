@@ -40,7 +40,11 @@ async fn a_standby_that_does_not_replay_makes_the_switchover_go_back_and_users_g
         "{failed:?}"
     );
     ready.goes_on().await?;
-    ready.psql(port, "SELECT pg_wal_replay_resume()")?;
+    // What it has not replayed yet may conflict with any query.
+    let resumed = wait::until("replay goes on", Duration::from_secs(60), async || {
+        ready.psql(port, "SELECT pg_wal_replay_resume()").is_ok()
+    });
+    resumed.await?;
     ready
         .world
         .system

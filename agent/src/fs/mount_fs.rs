@@ -86,8 +86,14 @@ const FLUSH_THREADS: usize = 8;
 const BACKGROUND_THREADS: usize = 2;
 const BACKGROUND_QUEUE: usize = 1024;
 
+/// What a caller is answered. PostgreSQL tells its users no more than the number, so what we do not expect is in our log.
 pub(super) fn errno(error: io::Error) -> Errno {
-    Errno::from(error)
+    let said = error.to_string();
+    let errno = Errno::from(error);
+    if errno.code() == Errno::EIO.code() {
+        tracing::error!(error = said, "a request fails with an I/O error");
+    }
+    errno
 }
 
 pub(super) fn text(name: &OsStr) -> Result<&str, Errno> {
@@ -250,6 +256,10 @@ impl MountFs {
                 }
             }
             if state.opens.passthrough > 0 {
+                tracing::error!(
+                    ino = node.ino,
+                    "an open fails: its file is served by the kernel, which takes no other way"
+                );
                 return Err(Errno::EIO);
             }
         }

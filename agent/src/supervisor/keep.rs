@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use crate::worker::WorkerSpec;
 const FINISH_LIMIT: Duration = Duration::from_secs(600);
 /// A worker that dies sooner than this after its start is restarted after a pause.
 const HEALTHY_AFTER: Duration = Duration::from_secs(1);
+const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// What the supervisor is told by signals.
@@ -45,6 +47,12 @@ impl Told {
         }
     }
 
+    /// Waits for longer than the last time; tells whether the end came first.
+    async fn ends_within(&mut self, pause: &mut Duration) -> bool {
+        *pause = (*pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
+        tokio::time::timeout(*pause, self.end()).await.is_ok()
+    }
+
     async fn discard(&mut self) {
         self.discard.recv().await;
     }
@@ -53,13 +61,27 @@ impl Told {
 /// Keeps a worker running until told to end or until the mount is gone.
 pub(super) async fn keep_worker(spec: &SuperviseSpec, kept: &Kept) -> Result<(), Problem> {
     let mut told = Told::listen().map_err(io_problem("listen to signals".to_owned()))?;
+    let program =
+        std::env::current_exe().map_err(io_problem("find the agent's own program".to_owned()))?;
     let mut starts = 0;
     let mut pause = Duration::ZERO;
     loop {
-        starts += 1;
         let started_at = Instant::now();
-        let mut worker =
-            spawn_worker(spec, kept, starts).map_err(io_problem("start the worker".to_owned()))?;
+        let mut worker = match spawn_worker(spec, kept, (&program, starts + 1)) {
+            Ok(worker) => worker,
+            // The first one's failure is its starter's business; to give up a mount that serves would fail what its users do.
+            Err(error) if starts == 0 => {
+                return Err(io_problem("start the worker".to_owned())(error));
+            }
+            Err(error) => {
+                tracing::error!(%error, "start the worker; it is tried again");
+                if told.ends_within(&mut pause).await {
+                    return Ok(());
+                }
+                continue;
+            }
+        };
+        starts += 1;
         // Taken out, for waiting would close it, and its end tells the worker to end.
         let input = worker.stdin.take();
         let ended = tokio::select! {
@@ -97,10 +119,8 @@ pub(super) async fn keep_worker(spec: &SuperviseSpec, kept: &Kept) -> Result<(),
             pause = Duration::ZERO;
             continue;
         }
-        pause = (pause * 2).clamp(Duration::from_millis(10), PAUSE_MAX);
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            _ = told.end() => return Ok(()),
+        if told.ends_within(&mut pause).await {
+            return Ok(());
         }
     }
 }
@@ -131,7 +151,12 @@ async fn finish(worker: &mut Child, discarded: impl Future<Output = ()>) {
     }
 }
 
-fn spawn_worker(spec: &SuperviseSpec, kept: &Kept, starts: u32) -> io::Result<Child> {
+/// Starts the program that is at our place now, which an upgrade may have replaced; else our own.
+fn spawn_worker(
+    spec: &SuperviseSpec,
+    kept: &Kept,
+    (program, starts): (&Path, u32),
+) -> io::Result<Child> {
     let worker = WorkerSpec {
         place: spec.place.clone(),
         options: spec.options.clone(),
@@ -141,12 +166,19 @@ fn spawn_worker(spec: &SuperviseSpec, kept: &Kept, starts: u32) -> io::Result<Ch
         starts,
         supervisor_pid: std::process::id(),
     };
-    Command::new(std::env::current_exe()?)
-        .args(["worker", "--spec", &serde_json::to_string(&worker)?])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
+    let worker = serde_json::to_string(&worker)?;
+    let spawn = |program: &Path| {
+        Command::new(program)
+            .args(["worker", "--spec", &worker])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+    };
+    spawn(program).or_else(|error| {
+        tracing::warn!(%error, program = %program.display(), "start our own program instead");
+        spawn(Path::new("/proc/self/exe"))
+    })
 }
 
 #[cfg(test)]

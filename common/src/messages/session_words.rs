@@ -136,6 +136,8 @@ pub enum Step {
     StartStandby,
     /// The standby comes into step.
     CatchUp,
+    /// The published instance writes a checkpoint, so that little is left to write while nobody can work.
+    Checkpoint,
     /// The published instance takes no more writes, and the standby has them all.
     Freeze,
     /// The published instance is stopped.
@@ -174,6 +176,7 @@ impl Step {
                 Step::Replicate,
                 Step::StartStandby,
                 Step::CatchUp,
+                Step::Checkpoint,
                 Step::Freeze,
                 Step::StopPublished,
                 Step::StopStandby,
@@ -196,6 +199,7 @@ impl Step {
             Step::Replicate => "replicate",
             Step::StartStandby => "start_standby",
             Step::CatchUp => "catch_up",
+            Step::Checkpoint => "checkpoint",
             Step::Freeze => "freeze",
             Step::StopPublished => "stop_published",
             Step::StopStandby => "stop_standby",

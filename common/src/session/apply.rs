@@ -214,6 +214,7 @@ pub(super) fn begin_step(state: &mut SessionState, effects: &mut Vec<Effect>, st
         | Step::Recover
         | Step::StartStandby
         | Step::CatchUp
+        | Step::Checkpoint
         | Step::Freeze
         | Step::StopPublished
         | Step::StopStandby
@@ -381,6 +382,7 @@ fn mount_lost(state: &mut SessionState, effects: &mut Vec<Effect>, epoch: u64, p
             | Step::Replicate
             | Step::StartStandby
             | Step::CatchUp
+            | Step::Checkpoint
             | Step::Freeze
             | Step::StopPublished
             | Step::StopStandby

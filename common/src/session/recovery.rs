@@ -22,7 +22,8 @@ pub(super) fn status_in(step: Step) -> SessionStatus {
         | Step::Recover => SessionStatus::Publishing,
         Step::Replicate => SessionStatus::Replicating,
         Step::StartStandby | Step::CatchUp => SessionStatus::CatchingUp,
-        Step::Freeze
+        Step::Checkpoint
+        | Step::Freeze
         | Step::StopPublished
         | Step::StopStandby
         | Step::Compare
@@ -36,7 +37,7 @@ pub(super) fn status_in(step: Step) -> SessionStatus {
 fn can_go_back(step: Step) -> bool {
     matches!(
         step,
-        Step::Freeze | Step::StopPublished | Step::StopStandby | Step::Compare
+        Step::Checkpoint | Step::Freeze | Step::StopPublished | Step::StopStandby | Step::Compare
     )
 }
 
@@ -105,6 +106,7 @@ pub(super) fn step_finished(
         | Step::Prepare
         | Step::Start
         | Step::StartStandby
+        | Step::Checkpoint
         | Step::Freeze
         | Step::StopPublished
         | Step::StopStandby
@@ -162,23 +164,6 @@ pub(super) fn note_final(
     effects: &mut Vec<Effect>,
     instance: FinalInstance,
 ) {
-    let took = |steps: &[Step]| {
-        state
-            .timings
-            .iter()
-            .filter(|timing| steps.contains(&timing.step))
-            .map(|timing| timing.duration_ms)
-            .sum()
-    };
-    let without_service = [
-        Step::StopPublished,
-        Step::StopStandby,
-        Step::Compare,
-        Step::Settle,
-        Step::StartFinal,
-    ];
-    let without_service_ms: u64 = took(&without_service);
-    let without_writes_ms = took(&[Step::Freeze]) + without_service_ms;
     let Some(recovery) = &state.spec.recovery else {
         return;
     };
@@ -189,8 +174,9 @@ pub(super) fn note_final(
         version: instance.version,
         timeline: instance.timeline,
         manager: instance.manager,
-        without_writes_ms,
-        without_service_ms,
+        // The executor knows the clock and fills these in.
+        without_writes_ms: 0,
+        without_service_ms: 0,
         copied_bytes: state.recovery.copied_bytes,
         steps: state.timings.clone(),
     };
@@ -228,7 +214,7 @@ pub(super) fn begin_if_due(state: &mut SessionState, effects: &mut Vec<Effect>) 
 
 fn begin_switchover(state: &mut SessionState, effects: &mut Vec<Effect>, begins: SwitchingOver) {
     emit(effects, Severity::Info, begins);
-    begin_step(state, effects, Step::Freeze);
+    begin_step(state, effects, Step::Checkpoint);
 }
 
 /// Someone says when the switchover is to begin.

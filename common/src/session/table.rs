@@ -107,6 +107,7 @@ pub(super) fn outcome(step: Step, epoch: u64) -> StepOutcome {
         | Step::Start
         | Step::SetAside
         | Step::StartStandby
+        | Step::Checkpoint
         | Step::Freeze
         | Step::StopPublished
         | Step::StopStandby

@@ -19,6 +19,13 @@ use crate::hand::{ACT_FOR, unexpected};
 /// Between two looks while nobody can write.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// What a checkpoint writes now need not be written while nobody can work.
+pub(super) async fn checkpoint(run: Run<'_>) -> Result<StepOutcome, Problem> {
+    let instance = prepared(run.state())?;
+    let action = RecoveryAction::Checkpoint { instance };
+    act(&run.hand().await?, run.state(), action).await
+}
+
 /// Takes no more writes, and waits until the standby has them all.
 pub(super) async fn freeze(run: Run<'_>) -> Finished {
     let limit = Duration::from_secs(run.service.config.limits.switchover_wait_s);
@@ -26,11 +33,6 @@ pub(super) async fn freeze(run: Run<'_>) -> Finished {
         let state = run.state();
         let instance = prepared(state)?;
         let hand = run.hand().await?;
-        // What a checkpoint writes now need not be written while nobody can work.
-        let checkpoint = RecoveryAction::Checkpoint {
-            instance: instance.clone(),
-        };
-        act(&hand, state, checkpoint).await?;
         match ask(&hand, state, RecoveryAction::Freeze { instance }).await? {
             RecoveryResponse::Frozen {
                 flushed_lsn,
