@@ -10,6 +10,7 @@ mod filesystem;
 mod hydrator;
 mod mount_fs;
 mod pool;
+mod read_ahead;
 mod room;
 mod statistics;
 mod streams;

@@ -23,7 +23,7 @@ pub struct Ready {
     pub ledger: Ledger,
     /// The session.
     pub id: String,
-    /// How it was when it became ready.
+    /// How it was when it became ready, or online.
     pub detail: SessionDetail,
     /// The world; last, since it takes the ground away from the others.
     pub world: World,
@@ -37,12 +37,19 @@ impl Ready {
 
     /// In a world; it is switched over when someone says so.
     pub async fn of(world: World) -> Result<Self> {
+        let mut ready = Self::to_be(world).await?;
+        let system = &ready.world.system;
+        ready.detail = system
+            .reaches(&ready.id, SessionStatus::ReadyForSwitchover)
+            .await?;
+        Ok(ready)
+    }
+
+    /// In a world; it is online, and its clients work already.
+    pub async fn to_be(world: World) -> Result<Self> {
         let history = History::open(&world.system).await?;
         let id = world.recover("manual").await?;
-        let detail = world
-            .system
-            .reaches(&id, SessionStatus::ReadyForSwitchover)
-            .await?;
+        let detail = world.is_online(&id).await?;
         let ledger = Ledger::open(world.original.port(), DATABASE, CLIENTS);
         wait::until("clients work", Duration::from_secs(30), async || {
             ledger.acknowledged() > 50

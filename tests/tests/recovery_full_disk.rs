@@ -127,3 +127,34 @@ async fn a_full_volume_of_the_write_cache_makes_a_switchover_go_back_or_wait_unt
     )
     .await
 }
+
+#[tokio::test]
+async fn a_volume_that_fills_up_during_the_copy_keeps_nobody_from_working_and_the_copy_begins_anew()
+-> Result<()> {
+    let ground = private("pginstant-small-")?;
+    let volume = Volume::mount(
+        &ground.path().join("image"),
+        &ground.path().join("volume"),
+        VOLUME_BYTES,
+    )?;
+    let options = WorldOptions {
+        gate: true,
+        target_lines: SMALL_WAL.to_owned(),
+        original_in: Some(ground.path().join("volume")),
+        ..WorldOptions::default()
+    };
+    let world = World::with(15, options).await?;
+    let gate = world.system.gate()?;
+    gate.want(Moment::Before, "BeginReplication")?;
+    let copying = Ready::to_be(world).await?;
+    gate.holds().await?;
+    // Enough to begin with.
+    let filler = volume.fill_to(16 << 20)?;
+    gate.release()?;
+    says_why(&copying, 0).await?;
+    copying.goes_on().await?;
+    std::fs::remove_file(filler)?;
+    copying.is_ready_again().await?;
+    copying.completes().await?;
+    volume.unmount()
+}

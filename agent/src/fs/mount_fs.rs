@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use super::attributes::file_attributes;
 use super::directory::{Listed, Listings};
 use super::hydrator::Hydrator;
 use super::pool::Pool;
+use super::read_ahead::read_ahead;
 use super::statistics::Statistics;
 use super::transfer::Transfer;
 use crate::cache::Ino;
@@ -200,6 +201,12 @@ impl MountFs {
         });
     }
 
+    fn read_ahead(&self, file: Option<BorrowedFd<'_>>) {
+        if let Some(Ok(file)) = file.map(|fd| fd.try_clone_to_owned()) {
+            self.background.try_run(move || read_ahead(file));
+        }
+    }
+
     pub(super) fn opened_flags(was_passthrough: bool) -> FopenFlags {
         let keep = match was_passthrough {
             true => FopenFlags::empty(),
@@ -220,7 +227,7 @@ impl MountFs {
         request: &Request,
         node: &Node,
         flags: i32,
-        register: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> io::Result<BackingId>,
+        register: impl FnOnce(BorrowedFd<'_>) -> io::Result<BackingId>,
     ) -> Result<Decision, Errno> {
         if flags & O_DSYNC != 0 && !node.is_directory() {
             // The kernel flushes the data by itself, but not the name under which it will be found.
@@ -241,9 +248,11 @@ impl MountFs {
                     None => {
                         let file = self.store().data_file(node, &mut state).map_err(errno)?;
                         let descriptor = file.descriptor();
-                        descriptor
-                            .and_then(|fd| register(fd).ok())
-                            .map(BackingId::into_raw)
+                        let id = descriptor.and_then(|fd| register(fd).ok());
+                        if id.is_some() && !is_own {
+                            self.read_ahead(descriptor);
+                        }
+                        id.map(BackingId::into_raw)
                     }
                 };
                 if let Some(id) = backing {

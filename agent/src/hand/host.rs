@@ -45,6 +45,12 @@ pub fn memory_available_bytes() -> u64 {
     memory_bytes(&memory, "MemAvailable:")
 }
 
+/// Memory that is used for nothing, not even to keep files, in bytes.
+pub fn memory_free_bytes() -> u64 {
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    memory_bytes(&memory, "MemFree:")
+}
+
 /// The path itself, or the nearest directory above it that exists.
 pub fn nearest_existing(path: &Path) -> PathBuf {
     path.ancestors()
