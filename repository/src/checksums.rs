@@ -205,6 +205,11 @@ impl Verifier {
         }
     }
 
+    /// Whether a file has a checksum to compare with.
+    pub(crate) fn has_checksum(&self, file: FileIndex) -> bool {
+        self.expected.get(file).is_some()
+    }
+
     /// Notes what was found out about a file otherwise: that it has its checksum, or that it is not what it should be.
     pub(crate) fn settle(&self, file: FileIndex, sound: bool) {
         if let Some(mut shard) = self.shard(file)
