@@ -78,6 +78,17 @@ impl Checksum {
     pub fn new(algorithm: Algorithm, bytes: Vec<u8>) -> Option<Self> {
         (bytes.len() == algorithm.length()).then_some(Self { algorithm, bytes })
     }
+
+    /// Whether it is that of this content.
+    pub(crate) fn is_of(&self, content: &[u8]) -> bool {
+        match self.algorithm.hasher() {
+            None => crc32c::crc32c(content).to_le_bytes()[..] == self.bytes,
+            Some(mut hasher) => {
+                hasher.update(content);
+                hasher.finalize_reset()[..] == self.bytes
+            }
+        }
+    }
 }
 
 /// The checksums that files should have, compact.

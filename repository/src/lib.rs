@@ -37,4 +37,6 @@ pub use restore_point::{
     BackupFormat, RecoverableInterval, RestorePoint, RestorePoints, Tablespace, Verification,
 };
 pub use seekable::Codec;
+#[doc(hidden)]
+pub use seekable::places_that_agree;
 pub use tree::{Entries, Entry, EntryKind, FileIndex, Tree};

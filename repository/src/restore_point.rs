@@ -95,7 +95,8 @@ pub enum Verification {
 /// The backups of a repository, newest first.
 #[derive(Debug, Default)]
 pub struct RestorePoints {
-    /// Those that can be opened.
+    /// Those that can be opened. Of compressed tar backups only the beginning has been looked at, and the manifest, which does not have
+    /// the WAL among the files.
     pub restore_points: Vec<RestorePoint>,
     /// Why others cannot: the label of each and the reason.
     pub problems: Vec<(String, RepositoryError)>,

@@ -8,6 +8,7 @@
 //! What must stay true: memory grows with the number of segments only, which is bounded; what is kept on disk is counted in the place for
 //! decoded bytes; each segment decoded again is compared with what the first pass saw.
 
+mod agreement;
 mod codec;
 mod first_pass;
 mod gzip;
@@ -18,6 +19,8 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+#[doc(hidden)]
+pub use agreement::places_that_agree;
 pub use codec::Codec;
 pub(crate) use first_pass::FirstPass;
 pub(crate) use input::Stored;
@@ -146,6 +149,17 @@ impl Seekable {
             }
         }
     }
+}
+
+/// The first bytes of a stream, as many as wanted if it has them.
+pub(crate) fn decode_beginning(
+    name: &str,
+    codec: Codec,
+    stored: Arc<dyn Stored>,
+    size: usize,
+) -> Result<Vec<u8>, RepositoryError> {
+    let decoded = decode_from(codec, stored, Resume::BEGINNING, &[], size);
+    decoded.map_err(|error| explain(name, 0, &error))
 }
 
 /// Decodes so many bytes from a place on, fewer at the stream's end.

@@ -396,6 +396,56 @@ fn an_archive_with_a_wrong_checksum_gives_the_files_that_are_sound() {
 }
 
 #[test]
+fn compressed_backups_are_listed_and_the_newest_is_found_by_their_beginning() {
+    let repository = plain();
+    let source = repository.path().join("b");
+    for (label, hour, is_sound) in [("old", "01", false), ("new", "07", true)] {
+        let directory = repository.path().join(label);
+        std::fs::create_dir(&directory).unwrap();
+        let text = LABEL
+            .replace("0002)", "0020)")
+            .replace("04:53", &format!("{hour}:53"));
+        std::fs::write(source.join("backup_label"), text).unwrap();
+        add_manifest(&source, |text| text);
+        let manifest = directory.join("backup_manifest");
+        std::fs::rename(source.join("backup_manifest"), manifest).unwrap();
+        let archive = directory.join("base.tar");
+        // As pg_basebackup has them, the label first.
+        let names = ["backup_label", "PG_VERSION", "global", "pg_wal"];
+        let mut tar = Command::new("tar");
+        tar.arg("-cf")
+            .arg(&archive)
+            .arg("-C")
+            .arg(&source)
+            .args(names);
+        assert!(tar.status().unwrap().success());
+        let mut stored = pipe("gzip", &std::fs::read(&archive).unwrap());
+        std::fs::remove_file(&archive).unwrap();
+        if !is_sound {
+            let end = stored.len() - 5;
+            stored[end] ^= 1;
+        }
+        std::fs::write(directory.join("base.tar.gz"), stored).unwrap();
+    }
+    std::fs::remove_dir_all(source).unwrap();
+    let opened = open_repository(repository.path(), OpenOptions::default()).unwrap();
+    let listed = opened.restore_points().unwrap();
+    let points = listed.restore_points.iter();
+    let points: Vec<_> = points
+        .map(|point| {
+            (
+                point.label.as_str(),
+                point.postgresql_major,
+                point.file_count,
+            )
+        })
+        .collect();
+    assert_eq!(points, [("new", 15, 3), ("old", 15, 3)]);
+    let newest = opened.open(BackupChoice::Newest).unwrap();
+    assert_eq!(newest.restore_point().label, "new");
+}
+
+#[test]
 fn the_same_archive_compressed_and_not_is_refused() {
     let repository = plain();
     let (source, tar) = (repository.path().join("b"), repository.path().join("t"));

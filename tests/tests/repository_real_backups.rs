@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use repository::{
     Backup, BackupChoice, BackupFormat, Codec, DecodedLimits, DecodedStore, EntryKind, OpenOptions,
-    Verification, open_repository,
+    RestorePoint, Verification, open_repository,
 };
 use tests::postgres::{BackupOptions, Installation, TestPostgres, installations, run};
 
@@ -289,6 +289,7 @@ fn a_compressed_tar_backup_taken_under_load_reads_as_what_tar_extracts() {
             let (backup, store) = open_with_store(repository.path());
             let format = BackupFormat::PgBasebackupCompressedTar(codec);
             check_restore_point(&*backup, format, installation.major);
+            check_listed(repository.path(), backup.restore_point());
 
             let (file, size_bytes) = backup.tree().find_file(&accounts).unwrap();
             assert!(size_bytes > 20 << 20);
@@ -319,6 +320,16 @@ fn a_compressed_tar_backup_taken_under_load_reads_as_what_tar_extracts() {
             );
         }
     }
+}
+
+/// What is listed without decoding the backup is what opening it finds, but for the WAL.
+fn check_listed(repository: &Path, opened: &RestorePoint) {
+    let listed = open_repository(repository, OpenOptions::default()).unwrap();
+    let mut listed = listed.restore_points().unwrap().restore_points.remove(0);
+    assert!((900..opened.file_count).contains(&listed.file_count));
+    assert!((20 << 20..opened.size_bytes).contains(&listed.size_bytes));
+    (listed.file_count, listed.size_bytes) = (opened.file_count, opened.size_bytes);
+    assert_eq!(&listed, opened);
 }
 
 #[test]

@@ -17,8 +17,10 @@ use crate::seekable::{Codec, FirstPass, Seekable, Stream};
 use crate::tree::{Found, Location, TreeBuilder};
 use crate::{Limits, OpenOptions, RepositoryError};
 
+mod beginning;
 mod side_by_side;
 
+pub(crate) use beginning::{TarBeginning, read_tar_beginning};
 use side_by_side::scan_side_by_side;
 
 /// The archives of a backup, in the order of [`Location::source`].

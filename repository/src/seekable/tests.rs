@@ -152,6 +152,20 @@ fn any_bytes_of_a_stream_are_read_whatever_its_codec() {
 }
 
 #[test]
+fn decoding_begins_at_every_block_as_if_it_had_begun_before() {
+    let content = content(3_000_000, 8);
+    for (codec, place_count) in [(Codec::Gzip, 8), (Codec::Lz4, 12), (Codec::Zstd, 0)] {
+        let agreed = places_that_agree(codec, compress(codec, &content), content.len());
+        assert!(agreed.unwrap() >= place_count, "{codec}: {agreed:?}");
+    }
+    let independent = lz4(&content, lz4_flex::frame::BlockMode::Independent);
+    assert_eq!(
+        places_that_agree(Codec::Lz4, independent, content.len()),
+        Some(12)
+    );
+}
+
+#[test]
 fn a_far_page_costs_few_decoded_bytes() {
     let content = content(40_000_000, 1);
     for codec in CODECS {
@@ -278,6 +292,7 @@ proptest! {
         if let Ok(opened) = open(codec, &stored, &store(1 << 30, 1 << 22)) {
             prop_assert_eq!(opened.read(0, content.len() + 1).unwrap(), content);
         }
+        prop_assert!(places_that_agree(codec, stored, 1 << 20).is_some());
     }
 
     #[test]
