@@ -1,12 +1,12 @@
 //! Compressed streams that are read at random, although their codecs only go forwards.
 //!
-//! One pass from beginning to end ([`FirstPass`]) divides a stream into segments. Where the codec permits, a segment is a place
+//! One pass from beginning to end ([`FirstPass`]) divides a stream into stretches. Where the codec permits, a stretch is a place
 //! in the compressed stream from which decoding can begin, with the bytes that its decoder looks back on; where it does not
-//! (Zstandard), a copy of the decoded bytes is kept, compressed anew in small pieces. A read decodes the segments that it
+//! (Zstandard), a copy of the decoded bytes is kept, compressed anew in small pieces. A read decodes the stretches that it
 //! touches, into a bounded cache.
 //!
-//! What must stay true: memory grows with the number of segments only, which is bounded; what is kept on disk is counted in the place for
-//! decoded bytes; each segment decoded again is compared with what the first pass saw.
+//! What must stay true: memory grows with the number of stretches only, which is bounded; what is kept on disk is counted in the place for
+//! decoded bytes; each stretch decoded again is compared with what the first pass saw.
 
 mod agreement;
 mod codec;
@@ -48,19 +48,19 @@ pub(crate) struct Stream {
 pub(crate) struct Seekable {
     stream: Stream,
     /// In order; each ends where the next begins.
-    segments: Vec<Segment>,
+    stretches: Vec<Stretch>,
     size_bytes: u64,
     spill: Spill,
 }
 
 #[derive(Debug)]
-struct Segment {
+struct Stretch {
     start: u64,
     crc32c: u32,
     from: From,
 }
 
-/// What a segment is decoded from.
+/// What a stretch is decoded from.
 #[derive(Debug, Clone, Copy)]
 enum From {
     Place {
@@ -85,7 +85,9 @@ impl Seekable {
             if at >= self.size_bytes {
                 break;
             }
-            let number = self.segments.partition_point(|segment| segment.start <= at);
+            let number = self
+                .stretches
+                .partition_point(|stretch| stretch.start <= at);
             let number = number.saturating_sub(1);
             let key = CacheKey {
                 owner: self.stream.owner,
@@ -98,7 +100,10 @@ impl Seekable {
                 let size = bytes.len();
                 Ok((bytes, size))
             })?;
-            let start = self.segments.get(number).map_or(0, |segment| segment.start);
+            let start = self
+                .stretches
+                .get(number)
+                .map_or(0, |stretch| stretch.start);
             let here = usize::try_from(at - start)
                 .ok()
                 .and_then(|from| bytes.get(from..));
@@ -115,7 +120,7 @@ impl Seekable {
         Ok(done)
     }
 
-    /// Decodes a segment, and compares it with what the first pass saw.
+    /// Decodes a stretch, and compares it with what the first pass saw.
     fn decode(
         &self,
         stored: Arc<dyn Stored>,
@@ -123,14 +128,14 @@ impl Seekable {
         number: usize,
     ) -> Result<Vec<u8>, RepositoryError> {
         let name = self.stream.name.as_str();
-        let segment = self.segments.get(number);
-        let segment = segment.ok_or_else(|| RepositoryError::corrupt(name, "has no such part"))?;
-        let end = self.segments.get(number + 1);
+        let stretch = self.stretches.get(number);
+        let stretch = stretch.ok_or_else(|| RepositoryError::corrupt(name, "has no such part"))?;
+        let end = self.stretches.get(number + 1);
         let end = end.map_or(self.size_bytes, |next| next.start);
         // First passes bound what lies between two places.
-        let size = usize::try_from(end.saturating_sub(segment.start)).unwrap_or(0);
+        let size = usize::try_from(end.saturating_sub(stretch.start)).unwrap_or(0);
         self.stream.store.count_decoded(size as u64);
-        let bytes = match segment.from {
+        let bytes = match stretch.from {
             From::Copy(kept) => self.spill.get(kept, size)?,
             From::Place { place, window } => {
                 let window = match window {
@@ -138,10 +143,10 @@ impl Seekable {
                     None => Vec::new(),
                 };
                 let decoded = decode_from(self.stream.codec, stored, place, &window, size);
-                decoded.map_err(|error| explain(name, segment.start, &error).within(path))?
+                decoded.map_err(|error| explain(name, stretch.start, &error).within(path))?
             }
         };
-        match bytes.len() == size && crc32c::crc32c(&bytes) == segment.crc32c {
+        match bytes.len() == size && crc32c::crc32c(&bytes) == stretch.crc32c {
             true => Ok(bytes),
             false => {
                 let reason = "has changed since the backup was opened";

@@ -397,16 +397,22 @@ fn an_archive_with_a_wrong_checksum_gives_the_files_that_are_sound() {
 
 #[test]
 fn compressed_backups_are_listed_and_the_newest_is_found_by_their_beginning() {
+    for zone in ["UTC", "KNOWN-TO-NOBODY"] {
+        check_listed_by_beginning(zone);
+    }
+}
+
+/// An old and damaged backup and a new one; where the label's time is in an unknown zone, the manifest has another.
+fn check_listed_by_beginning(zone: &str) {
     let repository = plain();
     let source = repository.path().join("b");
     for (label, hour, is_sound) in [("old", "01", false), ("new", "07", true)] {
         let directory = repository.path().join(label);
         std::fs::create_dir(&directory).unwrap();
-        let text = LABEL
-            .replace("0002)", "0020)")
-            .replace("04:53", &format!("{hour}:53"));
-        std::fs::write(source.join("backup_label"), text).unwrap();
-        add_manifest(&source, |text| text);
+        let at = |text: &str| text.replace("04:53", &format!("{hour}:53"));
+        let text = LABEL.replace("0002)", "0020)").replace("UTC", zone);
+        std::fs::write(source.join("backup_label"), at(&text)).unwrap();
+        add_manifest(&source, |text| at(&text));
         let manifest = directory.join("backup_manifest");
         std::fs::rename(source.join("backup_manifest"), manifest).unwrap();
         let archive = directory.join("base.tar");
@@ -440,7 +446,7 @@ fn compressed_backups_are_listed_and_the_newest_is_found_by_their_beginning() {
             )
         })
         .collect();
-    assert_eq!(points, [("new", 15, 3), ("old", 15, 3)]);
+    assert_eq!(points, [("new", 15, 3), ("old", 15, 3)], "{zone}");
     let newest = opened.open(BackupChoice::Newest).unwrap();
     assert_eq!(newest.restore_point().label, "new");
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::plain::{PlainFiles, scan_plain};
-use super::tar::{TarFiles, read_tar_beginning, scan_tar};
+use super::tar::{TarFiles, scan_tar};
 use crate::backup::{Backup, CorruptFile};
 use crate::beneath::{open_file, open_root, read_pages_at};
 use crate::checksums::{Standing, Verifier};
@@ -108,16 +108,13 @@ pub(crate) fn open_backup(
 /// When a backup was begun, as its label says; `None` where only opening it tells.
 pub(crate) fn started_at(place: &Place<'_>) -> Option<jiff::Timestamp> {
     let root = open_root(&place.path).ok()?;
-    let label = match open_file(root.as_fd(), "backup_label") {
-        Ok(file) => {
-            let mut label = Vec::new();
-            file.take(super::SMALL_FILE_BYTES_MAX)
-                .read_to_end(&mut label)
-                .ok()?;
-            label
-        }
-        Err(_) => read_tar_beginning(&place.path).ok()??.label?,
+    let Ok(file) = open_file(root.as_fd(), "backup_label") else {
+        return outline::started_at(place);
     };
+    let mut label = Vec::new();
+    file.take(super::SMALL_FILE_BYTES_MAX)
+        .read_to_end(&mut label)
+        .ok()?;
     super::parse_backup_label(&label).ok()?.started_at
 }
 

@@ -8,21 +8,21 @@ use std::sync::Arc;
 
 use super::codec::{Decoder, Resume, Step};
 use super::input::Stored;
-use super::{From, Seekable, Segment, Stream, explain};
+use super::{From, Seekable, Stream, Stretch, explain};
 use crate::RepositoryError;
 use crate::decoded::{Spill, SpillPlace};
 use crate::pg_basebackup::ReadAt;
 
 /// Bytes decoded at a time.
 const CHUNK_BYTES: usize = 1 << 18;
-/// No segment is shorter, but the last.
-const SEGMENT_BYTES_MIN: u64 = 1 << 20;
-/// From here on a segment ends at the next place, however little is stored of it.
-const SEGMENT_BYTES_WANTED: u64 = 16 << 20;
-/// No segment is longer: what is read of it is decoded whole, in memory.
-const SEGMENT_BYTES_MAX: u64 = 64 << 20;
-/// About how many segments there are of a stream whose content compresses evenly.
-const SEGMENT_COUNT: u64 = 1 << 16;
+/// No stretch is shorter, but the last.
+const STRETCH_BYTES_MIN: u64 = 1 << 20;
+/// From here on a stretch ends at the next place, however little is stored of it.
+const STRETCH_BYTES_WANTED: u64 = 16 << 20;
+/// No stretch is longer: what is read of it is decoded whole, in memory.
+const STRETCH_BYTES_MAX: u64 = 64 << 20;
+/// About how many stretches there are of a stream whose content compresses evenly.
+const STRETCH_COUNT: u64 = 1 << 16;
 /// The most that any codec looks back.
 const WINDOW_BYTES_MAX: usize = 64 << 10;
 
@@ -132,15 +132,15 @@ impl ReadAt for FirstPass {
     }
 }
 
-/// Collects the segments.
+/// Collects the stretches.
 struct Keeper {
     spill: Spill,
-    segments: Vec<Segment>,
+    stretches: Vec<Stretch>,
     open: Open,
     kind: Kind,
 }
 
-/// The segment that has begun.
+/// The stretch that has begun.
 struct Open {
     start: u64,
     bytes: u64,
@@ -157,7 +157,7 @@ enum Kind {
         stored_step_bytes: u64,
     },
     Copies {
-        /// Of the open segment.
+        /// Of the open stretch.
         pending: Vec<u8>,
     },
 }
@@ -166,7 +166,7 @@ impl Keeper {
     fn new(stream: &Stream, stored_bytes: u64) -> Result<Self, RepositoryError> {
         Ok(Self {
             spill: Spill::new(&stream.store, &stream.name)?,
-            segments: Vec::new(),
+            stretches: Vec::new(),
             open: Open {
                 start: 0,
                 bytes: 0,
@@ -177,7 +177,7 @@ impl Keeper {
             kind: match stream.codec.has_places() {
                 true => Kind::Places {
                     tail: Vec::new(),
-                    stored_step_bytes: stored_bytes / SEGMENT_COUNT,
+                    stored_step_bytes: stored_bytes / STRETCH_COUNT,
                 },
                 false => Kind::Copies {
                     pending: Vec::new(),
@@ -190,20 +190,20 @@ impl Keeper {
         if let Kind::Places { tail, .. } = &mut self.kind {
             remember(tail, bytes);
             self.open.count(bytes);
-            return match self.open.bytes <= SEGMENT_BYTES_MAX {
+            return match self.open.bytes <= STRETCH_BYTES_MAX {
                 true => Ok(()),
                 false => Err(in_one_piece(stream)),
             };
         }
         while !bytes.is_empty() {
-            let left = SEGMENT_BYTES_MIN.saturating_sub(self.open.bytes);
+            let left = STRETCH_BYTES_MIN.saturating_sub(self.open.bytes);
             let count = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
             let (now, later) = bytes.split_at(count);
             self.open.count(now);
             if let Kind::Copies { pending } = &mut self.kind {
                 pending.extend_from_slice(now);
             }
-            if self.open.bytes >= SEGMENT_BYTES_MIN {
+            if self.open.bytes >= STRETCH_BYTES_MIN {
                 self.close_copy()?;
             }
             bytes = later;
@@ -220,8 +220,8 @@ impl Keeper {
             return Ok(());
         };
         let stored_bytes = place.encoded_at.saturating_sub(self.open.place.encoded_at);
-        let is_far = stored_bytes >= *stored_step_bytes || self.open.bytes >= SEGMENT_BYTES_WANTED;
-        if self.open.bytes < SEGMENT_BYTES_MIN || !is_far {
+        let is_far = stored_bytes >= *stored_step_bytes || self.open.bytes >= STRETCH_BYTES_WANTED;
+        if self.open.bytes < STRETCH_BYTES_MIN || !is_far {
             return Ok(());
         }
         let surplus = tail.len().saturating_sub(place.window_bytes());
@@ -234,7 +234,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Ends the open segment and begins the next.
+    /// Ends the open stretch and begins the next.
     fn close(&mut self, place: Resume, window: Option<SpillPlace>) {
         let next = Open {
             start: self.open.start + self.open.bytes,
@@ -244,7 +244,7 @@ impl Keeper {
             window,
         };
         let ended = std::mem::replace(&mut self.open, next);
-        self.segments.push(Segment {
+        self.stretches.push(Stretch {
             start: ended.start,
             crc32c: ended.crc32c,
             from: From::Place {
@@ -261,8 +261,8 @@ impl Keeper {
         let kept = self.spill.put(pending)?;
         pending.clear();
         self.close(Resume::BEGINNING, None);
-        if let Some(segment) = self.segments.last_mut() {
-            segment.from = From::Copy(kept);
+        if let Some(stretch) = self.stretches.last_mut() {
+            stretch.from = From::Copy(kept);
         }
         Ok(())
     }
@@ -274,10 +274,10 @@ impl Keeper {
                 Kind::Copies { .. } => self.close_copy()?,
             }
         }
-        self.segments.shrink_to_fit();
+        self.stretches.shrink_to_fit();
         Ok(Seekable {
             stream,
-            segments: self.segments,
+            stretches: self.stretches,
             size_bytes,
             spill: self.spill,
         })
@@ -306,7 +306,7 @@ fn in_one_piece(stream: &Stream) -> RepositoryError {
     RepositoryError::unsupported(
         &stream.name,
         format!(
-            "has a block of more than {SEGMENT_BYTES_MAX} bytes, and would be decoded whole for each page"
+            "has a block of more than {STRETCH_BYTES_MAX} bytes, and would be decoded whole for each page"
         ),
         "decompress it and compress it again with gzip",
     )

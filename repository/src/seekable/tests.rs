@@ -213,11 +213,15 @@ fn a_stream_of_which_too_much_must_be_kept_is_refused_with_the_setting() {
 
 #[test]
 fn content_without_end_is_bounded() {
-    // 100 MB of zeros are 100 KB of gzip, and still no segment is longer than is wanted.
+    // 100 MB of zeros are 100 KB of gzip, and still no stretch is longer than is wanted.
     let zeros = vec![0; 100 << 20];
     for codec in CODECS {
         let opened = open(codec, &compress(codec, &zeros), &store(1 << 30, 1 << 20)).unwrap();
-        let starts = opened.seekable.segments.iter().map(|segment| segment.start);
+        let starts = opened
+            .seekable
+            .stretches
+            .iter()
+            .map(|stretch| stretch.start);
         let starts: Vec<_> = starts.chain([opened.seekable.size_bytes]).collect();
         assert!(
             starts.windows(2).all(|pair| pair[1] - pair[0] <= 21 << 20),

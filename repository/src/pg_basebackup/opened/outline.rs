@@ -25,6 +25,14 @@ pub(crate) fn describe_backup(
     }
 }
 
+/// When a tar backup was begun, as opening it would tell.
+pub(super) fn started_at(place: &Place<'_>) -> Option<jiff::Timestamp> {
+    let beginning = read_tar_beginning(&place.path).ok()??;
+    let label = parse_backup_label(beginning.label.as_deref()?).ok()?;
+    let listed = || Listed::read(place)?.label_modified_at;
+    label.started_at.or_else(listed)
+}
+
 /// The outline; none where it does not tell enough or something does not fit, for then opening finds the words for it.
 fn outline(place: &Place<'_>) -> Option<RestorePoint> {
     let is = |name: &str| place.path.join(name).symlink_metadata().is_ok();

@@ -66,3 +66,79 @@ pub(super) fn scan_side_by_side(
     scanned.sort_by_key(|(number, _)| *number);
     scanned.into_iter().map(|(_, result)| result).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg_basebackup::MemberKind;
+    use crate::pg_basebackup::tar::Part;
+
+    fn names() -> Vec<ArchiveName> {
+        (1..=7)
+            .map(|oid| ArchiveName {
+                name: format!("{oid}.tar"),
+                part: Part::Tablespace(oid),
+                codec: None,
+            })
+            .collect()
+    }
+
+    fn member(number: u64) -> Member {
+        Member {
+            name: number.to_string(),
+            kind: MemberKind::Directory,
+            mode: 0,
+            modified_at_s: 0,
+            offset: number,
+        }
+    }
+
+    fn archive(name: &ArchiveName) -> Archive {
+        Archive {
+            name: name.clone(),
+            size_bytes: 0,
+            seekable: None,
+            damage: None,
+        }
+    }
+
+    #[test]
+    fn every_member_of_every_archive_is_taken_and_the_archives_keep_their_order() {
+        let names = names();
+        let mut taken = vec![0; names.len()];
+        let scanned = scan_side_by_side(
+            &names,
+            &|_, name, found| {
+                (0..5000).try_for_each(|number| found(member(number)))?;
+                Ok(archive(name))
+            },
+            &mut |source, name, member| {
+                assert_eq!(names[source as usize], *name);
+                assert_eq!(taken[source as usize], member.offset, "in order");
+                taken[source as usize] += 1;
+                Ok(())
+            },
+        );
+        let scanned = scanned.unwrap().into_iter().map(|archive| archive.name);
+        assert_eq!(scanned.collect::<Vec<_>>(), names);
+        assert_eq!(taken, [5000; 7]);
+    }
+
+    #[test]
+    fn the_error_is_that_of_the_taker_else_that_of_the_first_archive() {
+        let names = names();
+        let scan = |source: u32, name: &ArchiveName, found: &mut FoundMember<'_>| {
+            found(member(0))?;
+            match source {
+                2 | 5 => Err(RepositoryError::corrupt(&name.name, "is damaged")),
+                _ => Ok(archive(name)),
+            }
+        };
+        let error = scan_side_by_side(&names, &scan, &mut |_, _, _| Ok(())).unwrap_err();
+        assert_eq!(error.file(), "3.tar");
+        let mut refuse =
+            |_, _: &ArchiveName, _: Member| Err(RepositoryError::corrupt("a", "is refused"));
+        let error = scan_side_by_side(&names, &scan, &mut refuse).unwrap_err();
+        assert_eq!(error.file(), "a");
+    }
+}
