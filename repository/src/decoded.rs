@@ -16,8 +16,10 @@ use crate::RepositoryError;
 use crate::beneath::read_full_at;
 use crate::bounded_cache::BoundedCache;
 
+mod shared;
 mod spill;
 
+pub(crate) use shared::{Identity, SharedBackups};
 pub(crate) use spill::{Spill, SpillPlace};
 
 /// Where decoded bytes may lie, and how many.
@@ -50,6 +52,7 @@ pub struct DecodedStore {
     space: Arc<SpaceLeft>,
     next_owner: AtomicU64,
     decoded_bytes: AtomicU64,
+    shared: SharedBackups,
 }
 
 /// A file in decoding, from its beginning on.
@@ -125,6 +128,7 @@ impl DecodedStore {
             }),
             next_owner: AtomicU64::new(0),
             decoded_bytes: AtomicU64::new(0),
+            shared: SharedBackups::default(),
             limits,
         }
     }
@@ -142,6 +146,11 @@ impl DecodedStore {
     /// Counts bytes that a read had decoded.
     pub(crate) fn count_decoded(&self, bytes: u64) {
         self.decoded_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Backups that are open.
+    pub(crate) fn shared(&self) -> &SharedBackups {
+        &self.shared
     }
 
     /// What is kept in memory.

@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use repository::{
-    Backup, BackupChoice, EntryKind, OpenOptions, RepositoryError, RepositoryErrorKind,
-    Verification, open_repository,
+    Backup, BackupChoice, DecodedLimits, DecodedStore, EntryKind, OpenOptions, RepositoryError,
+    RepositoryErrorKind, Verification, open_repository,
 };
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -449,6 +449,45 @@ fn check_listed_by_beginning(zone: &str) {
     assert_eq!(points, [("new", 15, 3), ("old", 15, 3)], "{zone}");
     let newest = opened.open(BackupChoice::Newest).unwrap();
     assert_eq!(newest.restore_point().label, "new");
+}
+
+#[test]
+fn a_compressed_backup_that_is_open_is_shared_until_it_changes() {
+    let repository = plain();
+    let (source, tar) = (repository.path().join("b"), repository.path().join("t"));
+    std::fs::create_dir(&tar).unwrap();
+    make_tar(&source, &tar.join("base.tar"));
+    let stored = pipe("zstd", &std::fs::read(tar.join("base.tar")).unwrap());
+    std::fs::remove_file(tar.join("base.tar")).unwrap();
+    std::fs::write(tar.join("base.tar.zst"), &stored).unwrap();
+    let options = OpenOptions {
+        decoded: Some(Arc::new(DecodedStore::new(DecodedLimits::default()))),
+        ..OpenOptions::default()
+    };
+    let open = |label: &str| {
+        let opened = open_repository(repository.path(), options.clone()).unwrap();
+        opened.open(BackupChoice::Label(label)).unwrap()
+    };
+    let first = open("t");
+    assert!(Arc::ptr_eq(&first, &open("t")));
+    assert!(!Arc::ptr_eq(&open("b"), &open("b")), "a plain one");
+    let barrier = std::sync::Barrier::new(4);
+    drop(first);
+    let together: Vec<_> = std::thread::scope(|scope| {
+        let open = || {
+            barrier.wait();
+            open("t")
+        };
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    assert!(
+        together
+            .iter()
+            .all(|other| Arc::ptr_eq(other, &together[0]))
+    );
+    std::fs::write(tar.join("base.tar.zst"), &stored).unwrap();
+    assert!(!Arc::ptr_eq(&together[0], &open("t")), "it was written");
 }
 
 #[test]

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::plain::{PlainFiles, scan_plain};
-use super::tar::{TarFiles, scan_tar};
+use super::tar::{TarFiles, compressed_archives, scan_tar};
 use crate::backup::{Backup, CorruptFile};
 use crate::beneath::{open_file, open_root, read_pages_at};
 use crate::checksums::{Standing, Verifier};
+use crate::decoded::Identity;
 use crate::handles::Handles;
 use crate::restore_point::{BackupFormat, RestorePoint};
 use crate::tree::{EntryKind, FileIndex, Location, Tree, TreeBuilder};
@@ -56,11 +57,37 @@ pub(crate) fn looks_like_a_backup(path: &Path) -> bool {
         .any(|sign| path.join(sign).symlink_metadata().is_ok())
 }
 
-/// Opens a backup, checks it as far as that goes without reading its contents.
+/// Opens a backup. One that has to be decoded for it, and is open already, is shared.
 pub(crate) fn open_backup(
     place: &Place<'_>,
     options: &OpenOptions,
 ) -> Result<Arc<dyn Backup>, RepositoryError> {
+    let open = || open_anew(place, options);
+    match (&options.decoded, compressed_identity(place)) {
+        (Some(store), Some(identity)) => store.shared().get(identity, open),
+        _ => open(),
+    }
+}
+
+/// What a backup with compressed archives is on disk; none for others, and where something is wrong, for which opening it has the words.
+fn compressed_identity(place: &Place<'_>) -> Option<Identity> {
+    if place.path.join("PG_VERSION").symlink_metadata().is_ok() {
+        return None;
+    }
+    let mut identity = Identity::new(&place.label);
+    for name in compressed_archives(&place.path).ok()?? {
+        let metadata = place.path.join(&name).symlink_metadata().ok()?;
+        identity.add(&name, &metadata);
+    }
+    let manifest = place.path.join(super::MANIFEST).symlink_metadata();
+    if let Ok(metadata) = manifest {
+        identity.add(super::MANIFEST, &metadata);
+    }
+    Some(identity)
+}
+
+/// Opens a backup, checks it as far as that goes without reading its contents.
+fn open_anew(place: &Place<'_>, options: &OpenOptions) -> Result<Arc<dyn Backup>, RepositoryError> {
     let is = |name: &str| place.path.join(name).symlink_metadata().is_ok();
     if is("backup_manifest.tmp") {
         return Err(RepositoryError::unsupported(

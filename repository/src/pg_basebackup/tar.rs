@@ -279,6 +279,17 @@ fn note_tablespace(links: &mut Vec<Tablespace>, oid: u32, location: String) {
     }
 }
 
+/// The names of a backup's archives, if one of them is compressed.
+pub(crate) fn compressed_archives(path: &Path) -> Result<Option<Vec<String>>, RepositoryError> {
+    let shown = path.display().to_string();
+    let directory = open_root(path);
+    let directory =
+        directory.map_err(|error| RepositoryError::unreadable(shown, "open directory", error))?;
+    let names = archive_names(&directory)?;
+    let is_compressed = names.iter().any(|name| name.codec.is_some());
+    Ok(is_compressed.then(|| names.into_iter().map(|name| name.name).collect()))
+}
+
 /// The archives in the directory, `base.tar` first. The same one twice, compressed and not, is refused.
 fn archive_names(directory: &OwnedFd) -> Result<Vec<ArchiveName>, RepositoryError> {
     let unreadable = |error| RepositoryError::unreadable(".", "list directory", error);
