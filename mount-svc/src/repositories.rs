@@ -146,9 +146,12 @@ fn listed(name: &RepositoryName, point: &RestorePoint) -> Option<BackupListed> {
 /// The format; of pgBackRest with the kind, because there a backup may stand on others.
 fn format_of(point: &RestorePoint) -> String {
     let kind = match (point.format, point.kind) {
-        (BackupFormat::PgBasebackupPlain | BackupFormat::PgBasebackupTar, _) => {
-            return point.format.to_string();
-        }
+        (
+            BackupFormat::PgBasebackupPlain
+            | BackupFormat::PgBasebackupTar
+            | BackupFormat::PgBasebackupCompressedTar(_),
+            _,
+        ) => return point.format.to_string(),
         (BackupFormat::PgBackRest, BackupKind::Full) => "full",
         (BackupFormat::PgBackRest, BackupKind::Differential) => "diff",
         (BackupFormat::PgBackRest, BackupKind::Incremental) => "incr",

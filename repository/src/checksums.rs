@@ -78,6 +78,17 @@ impl Checksum {
     pub fn new(algorithm: Algorithm, bytes: Vec<u8>) -> Option<Self> {
         (bytes.len() == algorithm.length()).then_some(Self { algorithm, bytes })
     }
+
+    /// Whether it is that of this content.
+    pub(crate) fn is_of(&self, content: &[u8]) -> bool {
+        match self.algorithm.hasher() {
+            None => crc32c::crc32c(content).to_le_bytes()[..] == self.bytes,
+            Some(mut hasher) => {
+                hasher.update(content);
+                hasher.finalize_reset()[..] == self.bytes
+            }
+        }
+    }
 }
 
 /// The checksums that files should have, compact.
@@ -203,6 +214,11 @@ impl Verifier {
             Some(true) => Standing::Verified,
             Some(false) => Standing::Corrupt,
         }
+    }
+
+    /// Whether a file has a checksum to compare with.
+    pub(crate) fn has_checksum(&self, file: FileIndex) -> bool {
+        self.expected.get(file).is_some()
     }
 
     /// Notes what was found out about a file otherwise: that it has its checksum, or that it is not what it should be.

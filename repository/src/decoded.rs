@@ -16,6 +16,12 @@ use crate::RepositoryError;
 use crate::beneath::read_full_at;
 use crate::bounded_cache::BoundedCache;
 
+mod shared;
+mod spill;
+
+pub(crate) use shared::{Identity, SharedBackups};
+pub(crate) use spill::{Spill, SpillPlace};
+
 /// Where decoded bytes may lie, and how many.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodedLimits {
@@ -45,6 +51,8 @@ pub struct DecodedStore {
     entries: Mutex<Entries>,
     space: Arc<SpaceLeft>,
     next_owner: AtomicU64,
+    decoded_bytes: AtomicU64,
+    shared: SharedBackups,
 }
 
 /// A file in decoding, from its beginning on.
@@ -119,6 +127,8 @@ impl DecodedStore {
                 freed: Condvar::new(),
             }),
             next_owner: AtomicU64::new(0),
+            decoded_bytes: AtomicU64::new(0),
+            shared: SharedBackups::default(),
             limits,
         }
     }
@@ -126,6 +136,21 @@ impl DecodedStore {
     /// The number of a backup that is being opened.
     pub(crate) fn new_owner(&self) -> u64 {
         self.next_owner.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// How many bytes reads have had decoded of compressed archives: more than they read, for decoding begins before them.
+    pub fn decoded_bytes(&self) -> u64 {
+        self.decoded_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Counts bytes that a read had decoded.
+    pub(crate) fn count_decoded(&self, bytes: u64) {
+        self.decoded_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Backups that are open.
+    pub(crate) fn shared(&self) -> &SharedBackups {
+        &self.shared
     }
 
     /// What is kept in memory.
@@ -289,6 +314,18 @@ impl DecodedStore {
         Ok(true)
     }
 
+    /// Takes bytes of the place, from files that nobody reads if need be; false if there are too few for this long.
+    fn make_room(&self, space: &mut Space, bytes: u64, wait: Duration) -> bool {
+        let deadline = Instant::now() + wait;
+        while !space.take(bytes) {
+            let evicted = self.lock().take_oldest_unused();
+            if evicted.is_none() && !space.wait(deadline) {
+                return false;
+            }
+        }
+        true
+    }
+
     fn keep(
         &self,
         entry: &Entry,
@@ -297,13 +334,9 @@ impl DecodedStore {
         count: u64,
     ) -> Result<(), RepositoryError> {
         let at = entry.available_bytes.load(Ordering::Relaxed);
-        let deadline = Instant::now() + SPACE_WAIT;
-        while !space.take(count) {
-            let evicted = self.lock().take_oldest_unused();
-            if evicted.is_none() && !space.wait(deadline) {
-                let error = std::io::Error::from(std::io::ErrorKind::StorageFull);
-                return Err(self.unusable("make room for", error));
-            }
+        if !self.make_room(space, count, SPACE_WAIT) {
+            let error = std::io::Error::from(std::io::ErrorKind::StorageFull);
+            return Err(self.unusable("make room for", error));
         }
         let bytes = usize::try_from(count).ok().and_then(|n| step.get(..n));
         let written = entry.content.write_all_at(bytes.unwrap_or_default(), at);

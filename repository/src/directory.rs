@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::pg_basebackup::{Place, looks_like_a_backup, open_backup, started_at};
+use crate::pg_basebackup::{Place, describe_backup, looks_like_a_backup, open_backup, started_at};
 use crate::{
     Backup, BackupChoice, OpenOptions, Repository, RepositoryError, RestorePoint, RestorePoints,
 };
@@ -178,8 +178,8 @@ impl Repository for DirectoryRepository {
             ..RestorePoints::default()
         };
         for place in places {
-            match open_backup(&place, &self.options) {
-                Ok(backup) => found.restore_points.push(backup.restore_point().clone()),
+            match describe_backup(&place, &self.options) {
+                Ok(point) => found.restore_points.push(point),
                 Err(error) => found.problems.push((place.label, error)),
             }
         }

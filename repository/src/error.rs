@@ -89,6 +89,16 @@ impl RepositoryError {
         }
     }
 
+    /// Damage of an archive, told of the file in it that it hit.
+    pub(crate) fn within(self, path: &str) -> Self {
+        match self {
+            Self::Corrupt { file, reason } if file != path => {
+                Self::corrupt(path, format!("is in {file}, which {reason}"))
+            }
+            other => other,
+        }
+    }
+
     /// Whether no retry can mend it.
     pub fn is_permanent(&self) -> bool {
         match self.kind() {

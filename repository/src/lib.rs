@@ -21,6 +21,7 @@ mod options;
 pub mod pg_basebackup;
 pub mod pgbackrest;
 mod restore_point;
+mod seekable;
 mod tree;
 
 pub use backup::{
@@ -35,4 +36,7 @@ pub use options::{Limits, OpenOptions};
 pub use restore_point::{
     BackupFormat, RecoverableInterval, RestorePoint, RestorePoints, Tablespace, Verification,
 };
+pub use seekable::Codec;
+#[doc(hidden)]
+pub use seekable::places_that_agree;
 pub use tree::{Entries, Entry, EntryKind, FileIndex, Tree};

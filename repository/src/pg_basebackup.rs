@@ -14,4 +14,4 @@ pub use manifest::{MANIFEST, Manifest, ManifestFile, OnFile, WalRange, read_mani
 pub use tablespace_map::parse_tablespace_map;
 pub use tar_index::{Member, MemberKind, ReadAt, read_tar_index};
 
-pub(crate) use opened::{Place, looks_like_a_backup, open_backup, started_at};
+pub(crate) use opened::{Place, describe_backup, looks_like_a_backup, open_backup, started_at};

@@ -4,7 +4,7 @@ use std::fmt;
 
 use jiff::Timestamp;
 
-use crate::{BackupKind, Lsn, RepositoryError};
+use crate::{BackupKind, Codec, Lsn, RepositoryError};
 
 /// One backup, described.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,17 +44,20 @@ pub enum BackupFormat {
     PgBasebackupPlain,
     /// `pg_basebackup -Ft`, not compressed.
     PgBasebackupTar,
+    /// `pg_basebackup -Ft`, its `base.tar` compressed so.
+    PgBasebackupCompressedTar(Codec),
     /// A backup in a repository of pgBackRest.
     PgBackRest,
 }
 
 impl fmt::Display for BackupFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::PgBasebackupPlain => "pg_basebackup plain",
-            Self::PgBasebackupTar => "pg_basebackup tar",
-            Self::PgBackRest => "pgBackRest",
-        })
+        match self {
+            Self::PgBasebackupPlain => f.write_str("pg_basebackup plain"),
+            Self::PgBasebackupTar => f.write_str("pg_basebackup tar"),
+            Self::PgBasebackupCompressedTar(codec) => write!(f, "pg_basebackup tar, {codec}"),
+            Self::PgBackRest => f.write_str("pgBackRest"),
+        }
     }
 }
 
@@ -92,7 +95,8 @@ pub enum Verification {
 /// The backups of a repository, newest first.
 #[derive(Debug, Default)]
 pub struct RestorePoints {
-    /// Those that can be opened.
+    /// Those that can be opened. Of compressed tar backups only the beginning has been looked at, and the manifest, which does not have
+    /// the WAL among the files.
     pub restore_points: Vec<RestorePoint>,
     /// Why others cannot: the label of each and the reason.
     pub problems: Vec<(String, RepositoryError)>,

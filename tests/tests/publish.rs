@@ -10,7 +10,10 @@ use tests::system::TestSystem;
 use tests::tree_hash;
 
 /// A repository with a backup of a small pgbench database, in the wanted format.
-fn repository(installation: &Installation, tar: bool) -> Result<(tempfile::TempDir, TestPostgres)> {
+fn repository(
+    installation: &Installation,
+    options: &BackupOptions,
+) -> Result<(tempfile::TempDir, TestPostgres)> {
     let original = TestPostgres::start_new(installation)?;
     original.psql("postgres", "CREATE DATABASE shop")?;
     original.pgbench("shop", &["-i", "-q", "-s", "2"])?;
@@ -18,11 +21,7 @@ fn repository(installation: &Installation, tar: bool) -> Result<(tempfile::TempD
         .prefix("pginstant-repository-")
         .tempdir_in("/var/tmp")?;
     tests::postgres::give_to_postgres(directory.path())?;
-    let options = BackupOptions {
-        tar,
-        ..BackupOptions::default()
-    };
-    original.backup(&directory.path().join("monday"), &options)?;
+    original.backup(&directory.path().join("monday"), options)?;
     Ok((directory, original))
 }
 
@@ -78,21 +77,39 @@ async fn publish_read_write_unpublish(
 
 #[tokio::test]
 async fn a_plain_backup_is_published_read_written_and_unpublished_without_a_trace() -> Result<()> {
-    let (directory, _original) = repository(&installation(15)?, false)?;
+    let (directory, _original) = repository(&installation(15)?, &BackupOptions::default())?;
     let system = TestSystem::start(directory.path()).await?;
     publish_read_write_unpublish(&system, &directory.path().join("monday"), "monday").await
 }
 
 #[tokio::test]
 async fn a_tar_backup_is_published_read_written_and_unpublished_without_a_trace() -> Result<()> {
-    let (directory, _original) = repository(&installation(15)?, true)?;
+    let options = BackupOptions {
+        tar: true,
+        ..BackupOptions::default()
+    };
+    let (directory, _original) = repository(&installation(15)?, &options)?;
     let system = TestSystem::start(directory.path()).await?;
     publish_read_write_unpublish(&system, &directory.path().join("monday"), "monday").await
 }
 
 #[tokio::test]
+async fn a_compressed_tar_backup_is_listed_and_published_without_a_trace() -> Result<()> {
+    let options = BackupOptions {
+        tar: true,
+        arguments: vec!["--compress=server-gzip:level=1".into()],
+    };
+    let (directory, _original) = repository(&installation(15)?, &options)?;
+    let system = TestSystem::start(directory.path()).await?;
+    let listed = system.explorer(&["backups"]).await?;
+    let listed = String::from_utf8(listed.stdout)?;
+    ensure!(listed.contains("pg_basebackup tar, gzip"), "{listed}");
+    publish_read_write_unpublish(&system, &directory.path().join("monday"), "monday").await
+}
+
+#[tokio::test]
 async fn a_backup_of_postgresql_18_is_published_as_well() -> Result<()> {
-    let (directory, original) = repository(&installation(18)?, false)?;
+    let (directory, original) = repository(&installation(18)?, &BackupOptions::default())?;
     let programs = original.installation().bin.clone();
     let options = tests::system::SystemOptions {
         target_lines: format!("program_directories = [\"{}\"]", programs.display()),

@@ -13,7 +13,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use repository::{
-    Backup, BackupChoice, BackupFormat, EntryKind, OpenOptions, Verification, open_repository,
+    Backup, BackupChoice, BackupFormat, Codec, DecodedLimits, DecodedStore, EntryKind, OpenOptions,
+    RestorePoint, Verification, open_repository,
 };
 use tests::postgres::{BackupOptions, Installation, TestPostgres, installations, run};
 
@@ -209,6 +210,206 @@ fn a_tar_backup_taken_under_load_reads_as_what_tar_extracts() {
     }
 }
 
+/// What a compressed tar backup is made with: `pg_basebackup --compress=…`, or a tool afterwards where this PostgreSQL lacks the library.
+fn compressions(installation: &Installation) -> Vec<(Codec, String)> {
+    let configured = run(&mut Command::new(installation.bin.join("pg_config"))).unwrap();
+    let configured = String::from_utf8(configured.stdout).unwrap();
+    let mut all = Vec::new();
+    for (codec, name, server) in [
+        (Codec::Gzip, "gzip", "server-gzip:level=1"),
+        (Codec::Lz4, "lz4", "server-lz4:level=1"),
+        (Codec::Zstd, "zstd", "server-zstd:level=3,workers=2"),
+    ] {
+        // gzip is there unless it was left out, the others if they were asked for.
+        if name == "gzip" || configured.contains(&format!("--with-{name}")) {
+            all.push((codec, format!("client-{name}")));
+            all.push((codec, server.to_owned()));
+        } else {
+            all.push((codec, name.to_owned()));
+        }
+    }
+    all
+}
+
+/// Takes a tar backup under load, compressed as [`compressions`] says.
+fn take_compressed(cluster: &TestPostgres, directory: &Path, compression: &str) {
+    let is_tool = !compression.contains('-');
+    let mut options = BackupOptions {
+        tar: true,
+        ..BackupOptions::default()
+    };
+    if !is_tool {
+        options.arguments.push(format!("--compress={compression}"));
+    }
+    {
+        let _load = cluster
+            .pgbench_in_background("postgres", &["-c", "4", "-T", "60"])
+            .unwrap();
+        cluster.backup(directory, &options).unwrap();
+    }
+    if is_tool {
+        let archives = std::fs::read_dir(directory).unwrap().flatten();
+        let archives = archives.filter(|file| file.path().extension() == Some("tar".as_ref()));
+        for archive in archives {
+            // Without -m lz4 would write to its standard output here.
+            let many = if compression == "lz4" {
+                &["-m"][..]
+            } else {
+                &[]
+            };
+            run(Command::new(compression)
+                .args(["-q", "--rm"])
+                .args(many)
+                .arg(archive.path()))
+            .unwrap();
+        }
+    }
+}
+
+fn open_with_store(repository: &Path) -> (Arc<dyn Backup>, Arc<DecodedStore>) {
+    let store = Arc::new(DecodedStore::new(DecodedLimits::default()));
+    let options = OpenOptions {
+        decoded: Some(Arc::clone(&store)),
+        ..OpenOptions::default()
+    };
+    let opened = open_repository(repository, options).unwrap();
+    (opened.open(BackupChoice::Newest).unwrap(), store)
+}
+
+#[test]
+fn a_compressed_tar_backup_taken_under_load_reads_as_what_tar_extracts() {
+    for installation in installations() {
+        let cluster = cluster(&installation);
+        let accounts = "SELECT pg_relation_filepath('pgbench_accounts')";
+        let accounts = cluster.psql("postgres", accounts).unwrap();
+        for (codec, compression) in compressions(&installation) {
+            let repository = tempfile::tempdir().unwrap();
+            let directory = repository.path().join("monday");
+            take_compressed(&cluster, &directory, &compression);
+            let (backup, store) = open_with_store(repository.path());
+            let format = BackupFormat::PgBasebackupCompressedTar(codec);
+            check_restore_point(&*backup, format, installation.major);
+            check_listed(repository.path(), backup.restore_point());
+
+            let (file, size_bytes) = backup.tree().find_file(&accounts).unwrap();
+            assert!(size_bytes > 20 << 20);
+            let mut page = [0; 8192];
+            let before = store.decoded_bytes();
+            backup.read_at(file, size_bytes - 8192, &mut page).unwrap();
+            let decoded = store.decoded_bytes() - before;
+            assert!(
+                (8192..4 << 20).contains(&decoded),
+                "{compression}: a far page costs {decoded} bytes"
+            );
+
+            let extracted = extract(&directory);
+            let count = compare(&*backup, |path| extracted.path().join(path));
+            assert_eq!(count, files_on_disk(extracted.path()), "{compression}");
+            let wanted = std::fs::File::open(extracted.path().join(&accounts)).unwrap();
+            let mut expected = [0; 8192];
+            for turn in 0..200_u64 {
+                let offset = turn.wrapping_mul(7_919_317) % (size_bytes - 8192);
+                backup.read_at(file, offset, &mut page).unwrap();
+                wanted.read_exact_at(&mut expected, offset).unwrap();
+                assert!(page == expected, "{compression}: {offset} differs");
+            }
+            let report = verify_all(&*backup);
+            assert!(
+                report.verified_count > 900 && report.corrupt.is_empty(),
+                "{compression}: {report:?}"
+            );
+        }
+    }
+}
+
+/// What is listed without decoding the backup is what opening it finds, but for the WAL.
+fn check_listed(repository: &Path, opened: &RestorePoint) {
+    let listed = open_repository(repository, OpenOptions::default()).unwrap();
+    let mut listed = listed.restore_points().unwrap().restore_points.remove(0);
+    assert!((900..opened.file_count).contains(&listed.file_count));
+    assert!((20 << 20..opened.size_bytes).contains(&listed.size_bytes));
+    (listed.file_count, listed.size_bytes) = (opened.file_count, opened.size_bytes);
+    assert_eq!(&listed, opened);
+}
+
+#[test]
+fn damage_in_a_compressed_tar_is_named_and_never_read_as_data() {
+    let installation = installations().remove(0);
+    let cluster = cluster(&installation);
+    for (codec, compression) in compressions(&installation) {
+        if compression.starts_with("server") {
+            continue;
+        }
+        let repository = tempfile::tempdir().unwrap();
+        let directory = repository.path().join("monday");
+        take_compressed(&cluster, &directory, &compression);
+        let extracted = extract(&directory);
+        let archives = std::fs::read_dir(&directory).unwrap().flatten();
+        let archives = archives.map(|archive| archive.file_name().into_string().unwrap());
+        let mut archives: Vec<_> = archives.filter(|name| name.contains(".tar.")).collect();
+        archives.sort();
+        // pg_basebackup leaves the WAL as it is with some.
+        assert!(archives.len() >= 3, "{archives:?}");
+        let mut refused_count = 0;
+        for turn in 0..10_u64 {
+            let name = &archives[usize::try_from(turn).unwrap() % archives.len()];
+            let archive = directory.join(name);
+            let size_bytes = archive.metadata().unwrap().len();
+            let at = turn.wrapping_mul(1_234_577_777) % size_bytes;
+            flip(&archive, at);
+            let opened = open_repository(repository.path(), OpenOptions::default()).unwrap();
+            match opened.open(BackupChoice::Newest) {
+                Err(error) => {
+                    refused_count += 1;
+                    let said = error.to_string();
+                    assert!(error.is_permanent(), "{codec} {name} {at}: {said}");
+                    assert!(said.contains(name.as_str()), "{codec} {name} {at}: {said}");
+                }
+                // What is shown at all is right, or has a checksum that says otherwise when the file has been read.
+                Ok(backup) => compare_sound(&*backup, extracted.path()),
+            }
+            flip(&archive, at);
+            if turn < 4 {
+                let whole = std::fs::read(&archive).unwrap();
+                std::fs::write(&archive, &whole[..usize::try_from(at).unwrap()]).unwrap();
+                let error = opened.open(BackupChoice::Newest).map(drop).unwrap_err();
+                let said = error.to_string();
+                let is_named = said.contains(name.as_str()) && said.contains("truncated");
+                assert!(is_named, "{codec} {name} {at}: {said}");
+                std::fs::write(&archive, whole).unwrap();
+            }
+        }
+        assert!(refused_count > 0, "{codec}: nothing was noticed");
+        let report = verify_all(&*open(repository.path(), "monday"));
+        assert!(report.corrupt.is_empty(), "{codec}: put back");
+    }
+}
+
+/// Each file is as extracted, or reading it whole is an error that names it.
+fn compare_sound(backup: &dyn Backup, extracted: &Path) {
+    let mut buffer = vec![0; 1 << 20];
+    for entry in backup.tree().entries() {
+        let EntryKind::File { file, .. } = entry.kind else {
+            continue;
+        };
+        let mut found = Vec::new();
+        let is_whole = loop {
+            match backup.read_at(file, found.len() as u64, &mut buffer) {
+                Ok(0) => break true,
+                Ok(count) => found.extend_from_slice(&buffer[..count]),
+                Err(error) => {
+                    assert_eq!(error.file(), entry.path, "{error}");
+                    break false;
+                }
+            }
+        };
+        if is_whole {
+            let wanted = std::fs::read(extracted.join(entry.path)).unwrap();
+            assert!(found == wanted, "{} differs", entry.path);
+        }
+    }
+}
+
 #[test]
 fn links_that_leave_the_repository_are_refused_until_allowed() {
     let installation = installations()
@@ -258,14 +459,24 @@ fn extract(directory: &Path) -> tempfile::TempDir {
     let extracted = tempfile::tempdir().unwrap();
     for archive in std::fs::read_dir(directory).unwrap().flatten() {
         let name = archive.file_name().into_string().unwrap();
-        let to = match name.strip_suffix(".tar") {
-            None => continue,
-            Some("base") => extracted.path().to_path_buf(),
-            Some("pg_wal") => extracted.path().join("pg_wal"),
-            Some(oid) => extracted.path().join("pg_tblspc").join(oid),
+        let Some((stem, extension)) = name.split_once(".tar") else {
+            continue;
+        };
+        let to = match stem {
+            "base" => extracted.path().to_path_buf(),
+            "pg_wal" => extracted.path().join("pg_wal"),
+            oid => extracted.path().join("pg_tblspc").join(oid),
         };
         std::fs::create_dir_all(&to).unwrap();
+        let program = match extension {
+            "" => None,
+            ".gz" => Some("--use-compress-program=gzip"),
+            ".lz4" => Some("--use-compress-program=lz4"),
+            ".zst" => Some("--use-compress-program=zstd"),
+            other => panic!("no program for {other}"),
+        };
         run(Command::new("tar")
+            .args(program)
             .arg("-xf")
             .arg(archive.path())
             .arg("-C")

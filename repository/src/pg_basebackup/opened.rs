@@ -7,16 +7,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::plain::{PlainFiles, scan_plain};
-use super::tar::{TarFiles, scan_tar};
+use super::tar::{TarFiles, compressed_archives, scan_tar};
 use crate::backup::{Backup, CorruptFile};
 use crate::beneath::{open_file, open_root, read_pages_at};
 use crate::checksums::{Standing, Verifier};
+use crate::decoded::Identity;
 use crate::handles::Handles;
 use crate::restore_point::{BackupFormat, RestorePoint};
 use crate::tree::{EntryKind, FileIndex, Location, Tree, TreeBuilder};
 use crate::{OpenOptions, RepositoryError};
 
 mod check;
+mod damaged;
+mod outline;
+
+pub(crate) use outline::describe_backup;
 
 /// Where a backup is.
 #[derive(Debug)]
@@ -29,28 +34,60 @@ pub(crate) struct Place<'a> {
     pub(crate) label: String,
 }
 
+/// Names of the archive of the data directory.
+const BASE_ARCHIVES: [&str; 5] = [
+    "base.tar",
+    "base.tar.gz",
+    "base.tgz",
+    "base.tar.lz4",
+    "base.tar.zst",
+];
+
 /// Whether a directory has what shows a backup, whole or not.
 pub(crate) fn looks_like_a_backup(path: &Path) -> bool {
-    const SIGNS: [&str; 8] = [
+    const SIGNS: [&str; 4] = [
         "backup_label",
         "backup_manifest",
         "backup_manifest.tmp",
         "PG_VERSION",
-        "base.tar",
-        "base.tar.gz",
-        "base.tar.lz4",
-        "base.tar.zst",
     ];
     SIGNS
         .iter()
+        .chain(&BASE_ARCHIVES)
         .any(|sign| path.join(sign).symlink_metadata().is_ok())
 }
 
-/// Opens a backup, checks it as far as that goes without reading its contents.
+/// Opens a backup. One that has to be decoded for it, and is open already, is shared.
 pub(crate) fn open_backup(
     place: &Place<'_>,
     options: &OpenOptions,
 ) -> Result<Arc<dyn Backup>, RepositoryError> {
+    let open = || open_anew(place, options);
+    match (&options.decoded, compressed_identity(place)) {
+        (Some(store), Some(identity)) => store.shared().get(identity, open),
+        _ => open(),
+    }
+}
+
+/// What a backup with compressed archives is on disk; none for others, and where something is wrong, for which opening it has the words.
+fn compressed_identity(place: &Place<'_>) -> Option<Identity> {
+    if place.path.join("PG_VERSION").symlink_metadata().is_ok() {
+        return None;
+    }
+    let mut identity = Identity::new(&place.label);
+    for name in compressed_archives(&place.path).ok()?? {
+        let metadata = place.path.join(&name).symlink_metadata().ok()?;
+        identity.add(&name, &metadata);
+    }
+    let manifest = place.path.join(super::MANIFEST).symlink_metadata();
+    if let Ok(metadata) = manifest {
+        identity.add(super::MANIFEST, &metadata);
+    }
+    Some(identity)
+}
+
+/// Opens a backup, checks it as far as that goes without reading its contents.
+fn open_anew(place: &Place<'_>, options: &OpenOptions) -> Result<Arc<dyn Backup>, RepositoryError> {
     let is = |name: &str| place.path.join(name).symlink_metadata().is_ok();
     if is("backup_manifest.tmp") {
         return Err(RepositoryError::unsupported(
@@ -59,18 +96,15 @@ pub(crate) fn open_backup(
             "wait until pg_basebackup has ended, or use another backup",
         ));
     }
-    let is_tar = !is("PG_VERSION")
-        && ["base.tar", "base.tar.gz", "base.tar.lz4", "base.tar.zst"]
-            .iter()
-            .any(|name| is(name));
+    let is_tar = !is("PG_VERSION") && BASE_ARCHIVES.iter().any(|name| is(name));
     let mut tree = TreeBuilder::new(options.limits);
     let (files, links, format) = if is_tar {
         let scan = scan_tar(&place.path, options, &mut tree)?;
-        (
-            Files::Tar(scan.files),
-            scan.links,
-            BackupFormat::PgBasebackupTar,
-        )
+        let format = match scan.files.codec() {
+            None => BackupFormat::PgBasebackupTar,
+            Some(codec) => BackupFormat::PgBasebackupCompressedTar(codec),
+        };
+        (Files::Tar(scan.files), scan.links, format)
     } else {
         let scan = scan_plain(place, options, &mut tree)?;
         (
@@ -87,18 +121,23 @@ pub(crate) fn open_backup(
         handles: Handles::new(options.limits.open_file_count),
     };
     let manifest = open_manifest(&place.path)?;
-    let checked = check::check(&content, links, manifest, place, format)?;
-    Ok(Arc::new(OpenedBackup {
+    let checked = check::check(&content, links, manifest, place, format);
+    let checked = checked.map_err(|error| content.blame_damage(error))?;
+    let backup = OpenedBackup {
         content,
         restore_point: checked.restore_point,
         verifier: Verifier::new(checked.expected, options.limits.checksum_piece_count),
-    }))
+    };
+    backup.settle_damaged()?;
+    Ok(Arc::new(backup))
 }
 
-/// When a plain backup was begun, as its label says; `None` where only opening it tells.
+/// When a backup was begun, as its label says; `None` where only opening it tells.
 pub(crate) fn started_at(place: &Place<'_>) -> Option<jiff::Timestamp> {
     let root = open_root(&place.path).ok()?;
-    let file = open_file(root.as_fd(), "backup_label").ok()?;
+    let Ok(file) = open_file(root.as_fd(), "backup_label") else {
+        return outline::started_at(place);
+    };
     let mut label = Vec::new();
     file.take(super::SMALL_FILE_BYTES_MAX)
         .read_to_end(&mut label)
@@ -165,18 +204,21 @@ impl Content {
             .get(file.0 as usize)
             .copied()
             .unwrap_or_default();
-        let (handle, start) = match &self.files {
+        let read = match &self.files {
             Files::Plain(files) => {
                 let open = || open_unchanged(files, location.source, path, size_bytes);
-                (self.handles.get(file.0, open)?, 0)
+                let handle = self.handles.get(file.0, open)?;
+                let read = read_pages_at(&handle, offset, buffer);
+                read.map_err(|error| RepositoryError::unreadable(path, "read", error))?
             }
             Files::Tar(files) => {
-                let open = || files.open(location.source);
-                (self.handles.get(location.source, open)?, location.offset)
+                let location = Location {
+                    offset: location.offset + offset,
+                    ..location
+                };
+                files.read_at(&self.handles, path, location, buffer)?
             }
         };
-        let read = read_pages_at(&handle, start + offset, buffer);
-        let read = read.map_err(|error| RepositoryError::unreadable(path, "read", error))?;
         if read < wanted {
             return Err(RepositoryError::corrupt(
                 path,
@@ -234,8 +276,19 @@ impl OpenedBackup {
             .content
             .describe(file)
             .map_or_else(|_| String::new(), |(path, _)| path.to_owned());
-        let reason = "its content does not have the checksum that backup_manifest has for it";
-        RepositoryError::corrupt(path, reason)
+        match self.damage(file) {
+            Some((archive, reason)) if !self.verifier.has_checksum(file) => {
+                let reason = format!(
+                    "has no checksum in backup_manifest and is in {archive}, which {reason}"
+                );
+                RepositoryError::corrupt(path, reason)
+            }
+            _ => {
+                let reason =
+                    "its content does not have the checksum that backup_manifest has for it";
+                RepositoryError::corrupt(path, reason)
+            }
+        }
     }
 }
 

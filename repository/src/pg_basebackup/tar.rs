@@ -1,29 +1,61 @@
-//! A backup in tar archives: `base.tar`, `<oid>.tar` for each tablespace, `pg_wal.tar`.
+//! A backup in tar archives: `base.tar`, `<oid>.tar` for each tablespace, `pg_wal.tar`, each compressed or not.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::Dir;
 
-use super::tar_index::{Member, MemberKind, read_tar_index};
-use crate::beneath::{SizedFile, open_file, open_root};
+use super::tar_index::{Member, MemberKind, ReadAt, read_tar_index};
+use crate::beneath::{SizedFile, open_file, open_root, read_pages_at};
+use crate::decoded::{DecodedLimits, DecodedStore};
+use crate::handles::Handles;
 use crate::name::parse_oid;
 use crate::restore_point::Tablespace;
+use crate::seekable::{Codec, FirstPass, Seekable, Stream};
 use crate::tree::{Found, Location, TreeBuilder};
-use crate::{OpenOptions, RepositoryError};
+use crate::{Limits, OpenOptions, RepositoryError};
+
+mod beginning;
+mod side_by_side;
+
+pub(crate) use beginning::{TarBeginning, read_tar_beginning};
+use side_by_side::scan_side_by_side;
 
 /// The archives of a backup, in the order of [`Location::source`].
 #[derive(Debug)]
 pub(crate) struct TarFiles {
     directory: OwnedFd,
     archives: Vec<Archive>,
+    store: Arc<DecodedStore>,
+    owner: u64,
 }
 
 #[derive(Debug)]
-pub(crate) struct Archive {
-    pub(crate) name: String,
+struct Archive {
+    name: ArchiveName,
     size_bytes: u64,
+    /// If it is compressed.
+    seekable: Option<Seekable>,
+    /// What is wrong behind its last file.
+    damage: Option<String>,
+}
+
+/// The name of an archive, and what it says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct ArchiveName {
+    name: String,
+    part: Part,
+    codec: Option<Codec>,
+}
+
+/// What an archive holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Base,
+    Tablespace(u32),
+    Wal,
 }
 
 /// What a pass over the archives gives.
@@ -35,12 +67,31 @@ pub(crate) struct TarScan {
 }
 
 impl TarFiles {
-    /// Opens an archive, if it is still the one that was indexed.
-    pub(crate) fn open(&self, source: u32) -> Result<File, RepositoryError> {
+    /// Reads bytes of an archive, fewer only at its end; `path` is the file that they are of.
+    pub(crate) fn read_at(
+        &self,
+        handles: &Handles<u32>,
+        path: &str,
+        location: Location,
+        buffer: &mut [u8],
+    ) -> Result<usize, RepositoryError> {
+        let Location { source, offset } = location;
         let archive = self.archives.get(source as usize);
         let archive = archive
-            .ok_or_else(|| RepositoryError::corrupt("base.tar", "has no such archive beside it"))?;
-        let name = archive.name.as_str();
+            .ok_or_else(|| RepositoryError::corrupt(path, "is in an archive that is not there"))?;
+        let handle = handles.get(source, || self.open(archive))?;
+        match &archive.seekable {
+            Some(seekable) => seekable.read_at(&handle, path, offset, buffer),
+            None => {
+                let read = read_pages_at(&handle, offset, buffer);
+                read.map_err(|error| RepositoryError::unreadable(path, "read", error))
+            }
+        }
+    }
+
+    /// Opens an archive, if it is still the one that was indexed.
+    fn open(&self, archive: &Archive) -> Result<File, RepositoryError> {
+        let name = archive.name.name.as_str();
         let (file, size_bytes) = open_sized(&self.directory, name)?;
         if size_bytes != archive.size_bytes {
             return Err(RepositoryError::corrupt(
@@ -49,6 +100,28 @@ impl TarFiles {
             ));
         }
         Ok(file)
+    }
+
+    /// How the archive of the data directory is compressed.
+    pub(crate) fn codec(&self) -> Option<Codec> {
+        self.archives.first()?.name.codec
+    }
+
+    /// How many archives there are.
+    pub(crate) fn count(&self) -> u32 {
+        u32::try_from(self.archives.len()).unwrap_or(u32::MAX)
+    }
+
+    /// What is wrong with an archive although all of its files could be decoded: its name and the reason.
+    pub(crate) fn damage(&self, source: u32) -> Option<(&str, &str)> {
+        let archive = self.archives.get(source as usize)?;
+        Some((&archive.name.name, archive.damage.as_deref()?))
+    }
+}
+
+impl Drop for TarFiles {
+    fn drop(&mut self) {
+        self.store.forget(self.owner);
     }
 }
 
@@ -59,7 +132,7 @@ fn open_sized(directory: &OwnedFd, name: &str) -> Result<(File, u64), Repository
     Ok((file, size_bytes))
 }
 
-/// Reads the headers of all archives of a backup; adds all files to `tree`.
+/// Reads the headers of all archives of a backup; adds all files to `tree`. Compressed ones are decoded for it, several at a time.
 pub(crate) fn scan_tar(
     path: &Path,
     options: &OpenOptions,
@@ -69,67 +142,116 @@ pub(crate) fn scan_tar(
     let directory = open_root(path);
     let directory =
         directory.map_err(|error| RepositoryError::unreadable(shown, "open directory", error))?;
-    let mut archives = Vec::new();
+    let names = archive_names(&directory)?;
+    let store = options
+        .decoded
+        .clone()
+        .unwrap_or_else(|| Arc::new(DecodedStore::new(DecodedLimits::default())));
+    let mut files = TarFiles {
+        owner: store.new_owner(),
+        directory,
+        archives: Vec::new(),
+        store,
+    };
     let mut links: Vec<Tablespace> = Vec::new();
-    for name in archive_names(&directory)? {
-        let (file, size_bytes) = open_sized(&directory, &name)?;
-        let source = u32::try_from(archives.len()).unwrap_or(u32::MAX);
-        let stem = name.strip_suffix(".tar").unwrap_or(&name);
-        let oid = parse_oid(stem);
-        let prefix = match (stem, oid) {
-            ("pg_wal", _) => "pg_wal/".to_owned(),
-            (_, Some(oid)) => format!("pg_tblspc/{oid}/"),
-            _ => String::new(),
-        };
-        if let Some(oid) = oid {
+    for (source, name) in (0..).zip(&names) {
+        if let Part::Tablespace(oid) = name.part {
             note_tablespace(&mut links, oid, String::new());
             let path = format!("pg_tblspc/{oid}");
             add(tree, &path, None, 0o700, 0, Location { source, offset: 0 })?;
         }
-        let mut sized = SizedFile {
-            file: &file,
-            size_bytes,
-        };
-        read_tar_index(&mut sized, &name, &options.limits, &mut |member| {
-            let Member {
-                name: member_name,
-                kind,
-                mode,
-                modified_at_s,
-                offset,
-            } = member;
-            let path = format!("{prefix}{member_name}");
-            let location = Location { source, offset };
-            match kind {
-                MemberKind::File(size) => {
-                    add(tree, &path, Some(size), mode, modified_at_s, location)
-                }
-                MemberKind::Directory => add(tree, &path, None, mode, modified_at_s, location),
-                MemberKind::Symlink(target) => {
-                    let oid = prefix
-                        .is_empty()
-                        .then(|| parse_oid(path.strip_prefix("pg_tblspc/")?))
-                        .flatten();
-                    let oid = oid.ok_or_else(|| {
-                        let reason = format!(
-                            "is a symbolic link in {name}, which has no place in a backup here"
-                        );
-                        RepositoryError::corrupt(&path, reason)
-                    })?;
-                    note_tablespace(&mut links, oid, target);
-                    Ok(())
-                }
-            }
-        })?;
-        archives.push(Archive { name, size_bytes });
     }
-    Ok(TarScan {
-        files: TarFiles {
-            directory,
-            archives,
-        },
-        links,
+    let scan = |source: u32, name: &ArchiveName, found: &mut FoundMember<'_>| {
+        scan_archive(&files, source, name, &options.limits, found)
+    };
+    files.archives = scan_side_by_side(&names, &scan, &mut |source, name, member| {
+        add_member(tree, &mut links, source, name, member)
+    })?;
+    Ok(TarScan { files, links })
+}
+
+/// Takes a member of an archive, or refuses it.
+type FoundMember<'a> = dyn FnMut(Member) -> Result<(), RepositoryError> + 'a;
+
+/// Goes through one archive.
+fn scan_archive(
+    files: &TarFiles,
+    source: u32,
+    name: &ArchiveName,
+    limits: &Limits,
+    found: &mut FoundMember<'_>,
+) -> Result<Archive, RepositoryError> {
+    let shown = name.name.as_str();
+    let (file, size_bytes) = open_sized(&files.directory, shown)?;
+    let mut index =
+        |archive: &mut dyn ReadAt| read_tar_index(archive, shown, limits, &mut |m| found(m));
+    let (seekable, damage) = match name.codec {
+        None => {
+            index(&mut SizedFile {
+                name: shown,
+                file: &file,
+                size_bytes,
+            })?;
+            (None, None)
+        }
+        Some(codec) => {
+            let stream = Stream {
+                name: shown.to_owned(),
+                codec,
+                store: Arc::clone(&files.store),
+                owner: files.owner,
+                number: source,
+            };
+            let mut pass = FirstPass::new(stream, Arc::new(file), size_bytes)?;
+            index(&mut pass)?;
+            let (seekable, damage) = pass.finish()?;
+            (Some(seekable), damage)
+        }
+    };
+    Ok(Archive {
+        name: name.clone(),
+        size_bytes,
+        seekable,
+        damage,
     })
+}
+
+fn add_member(
+    tree: &mut TreeBuilder,
+    links: &mut Vec<Tablespace>,
+    source: u32,
+    archive: &ArchiveName,
+    member: Member,
+) -> Result<(), RepositoryError> {
+    let Member {
+        name,
+        kind,
+        mode,
+        modified_at_s,
+        offset,
+    } = member;
+    let path = match archive.part {
+        Part::Base => name,
+        Part::Tablespace(oid) => format!("pg_tblspc/{oid}/{name}"),
+        Part::Wal => format!("pg_wal/{name}"),
+    };
+    let location = Location { source, offset };
+    match kind {
+        MemberKind::File(size) => add(tree, &path, Some(size), mode, modified_at_s, location),
+        MemberKind::Directory => add(tree, &path, None, mode, modified_at_s, location),
+        MemberKind::Symlink(target) => {
+            let is_base = archive.part == Part::Base;
+            let oid = path.strip_prefix("pg_tblspc/").filter(|_| is_base);
+            let oid = oid.and_then(parse_oid).ok_or_else(|| {
+                let archive = &archive.name;
+                let reason =
+                    format!("is a symbolic link in {archive}, which has no place in a backup here");
+                RepositoryError::corrupt(&path, reason)
+            })?;
+            note_tablespace(links, oid, target);
+            Ok(())
+        }
+    }
 }
 
 fn add(
@@ -157,36 +279,88 @@ fn note_tablespace(links: &mut Vec<Tablespace>, oid: u32, location: String) {
     }
 }
 
-/// The archives in the directory, `base.tar` first; compressed ones are refused.
-fn archive_names(directory: &OwnedFd) -> Result<Vec<String>, RepositoryError> {
+/// The names of a backup's archives, if one of them is compressed.
+pub(crate) fn compressed_archives(path: &Path) -> Result<Option<Vec<String>>, RepositoryError> {
+    let shown = path.display().to_string();
+    let directory = open_root(path);
+    let directory =
+        directory.map_err(|error| RepositoryError::unreadable(shown, "open directory", error))?;
+    let names = archive_names(&directory)?;
+    let is_compressed = names.iter().any(|name| name.codec.is_some());
+    Ok(is_compressed.then(|| names.into_iter().map(|name| name.name).collect()))
+}
+
+/// The archives in the directory, `base.tar` first. The same one twice, compressed and not, is refused.
+fn archive_names(directory: &OwnedFd) -> Result<Vec<ArchiveName>, RepositoryError> {
     let unreadable = |error| RepositoryError::unreadable(".", "list directory", error);
-    let mut names = Vec::new();
+    let mut names: Vec<ArchiveName> = Vec::new();
     for entry in Dir::read_from(directory).map_err(unreadable)? {
         let entry = entry.map_err(unreadable)?;
         // Names that are not UTF-8 are no archives of a backup, and nothing else here is of interest.
-        let Ok(name) = entry.file_name().to_str() else {
+        let Some(name) = entry.file_name().to_str().ok().and_then(archive_name) else {
             continue;
         };
-        let Some((stem, extension)) = name.split_once('.') else {
-            continue;
-        };
-        if stem != "base" && stem != "pg_wal" && parse_oid(stem).is_none() {
-            continue;
+        if let Some(other) = names.iter().find(|other| other.part == name.part) {
+            let (a, b) = (&other.name, &name.name);
+            let (first, second) = if a < b { (a, b) } else { (b, a) };
+            return Err(RepositoryError::unsupported(
+                second,
+                format!("lies beside {first}, and only one of them can be the backup's"),
+                "remove the one that is not needed, for example what was left by compressing or decompressing by hand",
+            ));
         }
-        match extension {
-            "tar" => names.push(name.to_owned()),
-            "tar.gz" | "tar.lz4" | "tar.zst" | "tgz" => return Err(compressed(name)),
-            _ => {}
-        }
+        names.push(name);
     }
-    names.sort_by_key(|name| (name != "base.tar", name.clone()));
+    names.sort_by_key(|name| name.part);
     Ok(names)
 }
 
-fn compressed(name: &str) -> RepositoryError {
-    RepositoryError::unsupported(
-        name,
-        "is compressed, and compressed archives cannot be read yet",
-        "unpack it beside itself (gunzip, unlz4, unzstd), or take backups with --compress=none",
-    )
+/// What a file's name says, if it is an archive's.
+fn archive_name(name: &str) -> Option<ArchiveName> {
+    let (stem, extension) = name.split_once('.')?;
+    let part = match stem {
+        "base" => Part::Base,
+        "pg_wal" => Part::Wal,
+        stem => Part::Tablespace(parse_oid(stem)?),
+    };
+    let codec = match extension {
+        "tar" => None,
+        "tar.gz" | "tgz" => Some(Codec::Gzip),
+        "tar.lz4" => Some(Codec::Lz4),
+        "tar.zst" => Some(Codec::Zstd),
+        _ => return None,
+    };
+    Some(ArchiveName {
+        name: name.to_owned(),
+        part,
+        codec,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_an_archive_says_what_it_holds_and_how_it_is_compressed() {
+        let table = [
+            ("base.tar", Some((Part::Base, None))),
+            ("base.tar.gz", Some((Part::Base, Some(Codec::Gzip)))),
+            ("base.tgz", Some((Part::Base, Some(Codec::Gzip)))),
+            ("pg_wal.tar.lz4", Some((Part::Wal, Some(Codec::Lz4)))),
+            (
+                "16384.tar.zst",
+                Some((Part::Tablespace(16384), Some(Codec::Zstd))),
+            ),
+            ("016384.tar", None),
+            ("base.tar.xz", None),
+            ("base.tar.gz.tmp", None),
+            ("base", None),
+            ("backup_manifest", None),
+        ];
+        for (name, wanted) in table {
+            let found = archive_name(name).map(|found| (found.part, found.codec));
+            assert_eq!(found, wanted, "{name}");
+        }
+    }
 }

@@ -1,9 +1,8 @@
-//! Where the files of an uncompressed tar archive are: one pass over the headers, no contents.
+//! Where the files of a tar archive are: one pass forwards over the headers, no contents.
 //!
 //! ustar with GNU long names, pax paths and sizes, and base-256 numbers. Links, devices and sparse files are not for a backup.
 
 use std::collections::BTreeMap;
-use std::io;
 
 use crate::name::utf8_name;
 use crate::{Limits, RepositoryError};
@@ -13,16 +12,16 @@ const HEADER_BYTES: usize = 512;
 /// Largest pax header: a path, a size and times are far below it.
 const PAX_BYTES_MAX: u64 = 64 * 1024;
 
-/// Something that can be read at any position; errors are the system's.
+/// An archive that is read forwards, with gaps: no call asks for what lies before the offset of an earlier one.
 pub trait ReadAt {
     /// Fills the buffer, fewer bytes only at the end.
-    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
-    /// How many bytes there are.
-    fn size_bytes(&self) -> u64;
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<usize, RepositoryError>;
+    /// Whether there are at least so many bytes.
+    fn reaches(&mut self, end: u64) -> Result<bool, RepositoryError>;
 }
 
 impl ReadAt for &[u8] {
-    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<usize, RepositoryError> {
         let start = usize::try_from(offset)
             .unwrap_or(usize::MAX)
             .min(self.len());
@@ -33,8 +32,8 @@ impl ReadAt for &[u8] {
         }
         Ok(count)
     }
-    fn size_bytes(&self) -> u64 {
-        self.len() as u64
+    fn reaches(&mut self, end: u64) -> Result<bool, RepositoryError> {
+        Ok(end <= self.len() as u64)
     }
 }
 
@@ -143,8 +142,7 @@ impl Scan<'_> {
     }
 
     fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<usize, RepositoryError> {
-        let read = self.archive.read_at(offset, buffer);
-        read.map_err(|error| RepositoryError::unreadable(self.name, "read archive", error))
+        self.archive.read_at(offset, buffer)
     }
 
     /// The next header; none at the end mark.
@@ -180,16 +178,15 @@ impl Scan<'_> {
         let end = size_bytes
             .checked_next_multiple_of(BLOCK)
             .and_then(|padded| offset.checked_add(padded));
-        match end {
-            Some(end) if end <= self.archive.size_bytes() => {
+        if let Some(end) = end {
+            let reaches = self.archive.reaches(end);
+            if reaches.map_err(|error| error.within(what))? {
                 self.position = end;
-                Ok(offset)
+                return Ok(offset);
             }
-            _ => Err(RepositoryError::corrupt(
-                what,
-                format!("{} ends before the file does, it is truncated", self.name),
-            )),
         }
+        let reason = format!("{} ends before the file does, it is truncated", self.name);
+        Err(RepositoryError::corrupt(what, reason))
     }
 
     fn content(&mut self, header: &Header, size_max: u64) -> Result<Vec<u8>, RepositoryError> {
@@ -198,10 +195,10 @@ impl Scan<'_> {
             return Err(self.corrupt("an extension header has an absurd size"));
         }
         let mut content = vec![0; usize::try_from(size_bytes).unwrap_or(0)];
-        let offset = self.skip(size_bytes, self.name)?;
-        if self.read(offset, &mut content)? < content.len() {
+        if self.read(self.position + BLOCK, &mut content)? < content.len() {
             return Err(self.corrupt("the archive is truncated"));
         }
+        self.skip(size_bytes, self.name)?;
         Ok(content)
     }
 

@@ -161,7 +161,7 @@ fn postgresql_major(content: &Content) -> Result<u32, RepositoryError> {
 }
 
 /// Original locations come from `tablespace_map`; where it is silent, from the links.
-fn merge_map(
+pub(super) fn merge_map(
     tablespaces: &mut Vec<Tablespace>,
     map: Vec<Tablespace>,
 ) -> Result<(), RepositoryError> {
@@ -251,7 +251,7 @@ struct Listed {
 
 /// Whether a file is outside the manifest's word, as `pg_verifybackup` has it: WAL comes beside the backup,
 /// and `pg_basebackup --write-recovery-conf` changes the others afterwards.
-fn is_exempt(path: &str) -> bool {
+pub(super) fn is_exempt(path: &str) -> bool {
     matches!(
         path,
         "postgresql.auto.conf" | "recovery.signal" | "standby.signal"

@@ -1,0 +1,16 @@
+#![no_main]
+//! No bytes may panic the decoders of compressed archives, and what comes out is the same from wherever decoding begins.
+
+use libfuzzer_sys::fuzz_target;
+use repository::{Codec, places_that_agree};
+
+fuzz_target!(|data: &[u8]| {
+    let Some((codec, stored)) = data.split_first() else {
+        return;
+    };
+    let codec = match codec % 2 {
+        0 => Codec::Gzip,
+        _ => Codec::Lz4,
+    };
+    assert!(places_that_agree(codec, stored.to_vec(), 1 << 20).is_some());
+});

@@ -1,0 +1,135 @@
+//! What can be told of a backup without opening it.
+//!
+//! To open a compressed tar backup is to decode all of it. A list of backups needs less: `backup_manifest` has its files, and the
+//! beginning of `base.tar` its label. What the rest is worth, opening it tells.
+
+use super::check::{is_exempt, merge_map};
+use super::{Place, open_backup, open_manifest};
+use crate::pg_basebackup::backup_label::{BackupLabel, parse_backup_label};
+use crate::pg_basebackup::manifest::{Manifest, ManifestFile, read_manifest};
+use crate::pg_basebackup::tablespace_map::parse_tablespace_map;
+use crate::pg_basebackup::tar::{TarBeginning, read_tar_beginning};
+use crate::restore_point::{RecoverableInterval, Verification};
+use crate::{
+    BackupFormat, BackupKind, Codec, OpenOptions, RepositoryError, RestorePoint, Tablespace,
+};
+
+/// Describes a backup: a compressed tar backup by its outline where that tells enough, others by opening them.
+pub(crate) fn describe_backup(
+    place: &Place<'_>,
+    options: &OpenOptions,
+) -> Result<RestorePoint, RepositoryError> {
+    match outline(place) {
+        Some(point) => Ok(point),
+        None => Ok(open_backup(place, options)?.restore_point().clone()),
+    }
+}
+
+/// When a tar backup was begun, as opening it would tell.
+pub(super) fn started_at(place: &Place<'_>) -> Option<jiff::Timestamp> {
+    let beginning = read_tar_beginning(&place.path).ok()??;
+    let label = parse_backup_label(beginning.label.as_deref()?).ok()?;
+    let listed = || Listed::read(place)?.label_modified_at;
+    label.started_at.or_else(listed)
+}
+
+/// The outline; none where it does not tell enough or something does not fit, for then opening finds the words for it.
+fn outline(place: &Place<'_>) -> Option<RestorePoint> {
+    let is = |name: &str| place.path.join(name).symlink_metadata().is_ok();
+    if is("PG_VERSION") || is("backup_manifest.tmp") {
+        return None;
+    }
+    let beginning = read_tar_beginning(&place.path).ok()??;
+    let codec = beginning.codec?;
+    let label = parse_backup_label(beginning.label.as_deref()?).ok()?;
+    if label.incremental {
+        return None;
+    }
+    let listed = Listed::read(place)?;
+    restore_point(place, codec, &beginning, &label, listed)
+}
+
+/// What the manifest says.
+struct Listed {
+    manifest: Manifest,
+    size_bytes: u64,
+    file_count: u64,
+    postgresql_major: u32,
+    all_have_checksums: bool,
+    label_modified_at: Option<jiff::Timestamp>,
+}
+
+impl Listed {
+    fn read(place: &Place<'_>) -> Option<Self> {
+        let manifest = open_manifest(&place.path).ok()??;
+        let (mut size_bytes, mut file_count) = (0_u64, 0);
+        let mut postgresql_major = None;
+        let mut all_have_checksums = true;
+        let mut label_modified_at = None;
+        let manifest = read_manifest(manifest, &mut |file: ManifestFile| {
+            size_bytes = size_bytes.saturating_add(file.size_bytes);
+            file_count += 1;
+            all_have_checksums &= file.checksum.is_some() || is_exempt(&file.path);
+            match file.path.as_str() {
+                "PG_VERSION" => postgresql_major = major_by_checksum(&file),
+                "backup_label" => label_modified_at = file.modified_at,
+                _ => {}
+            }
+            Ok(())
+        });
+        Some(Self {
+            manifest: manifest.ok()?,
+            size_bytes,
+            file_count,
+            postgresql_major: postgresql_major?,
+            all_have_checksums,
+            label_modified_at,
+        })
+    }
+}
+
+/// The major version: `PG_VERSION` holds it and nothing else, so its checksum says which one it is.
+fn major_by_checksum(file: &ManifestFile) -> Option<u32> {
+    let checksum = file.checksum.as_ref()?;
+    (10..1000).find(|major| checksum.is_of(format!("{major}\n").as_bytes()))
+}
+
+fn restore_point(
+    place: &Place<'_>,
+    codec: Codec,
+    beginning: &TarBeginning,
+    label: &BackupLabel,
+    listed: Listed,
+) -> Option<RestorePoint> {
+    let oids = beginning.tablespace_oids.iter();
+    let mut tablespaces: Vec<_> = oids
+        .map(|oid| Tablespace {
+            oid: *oid,
+            location: String::new(),
+        })
+        .collect();
+    let map = beginning.tablespace_map.as_deref().unwrap_or_default();
+    merge_map(&mut tablespaces, parse_tablespace_map(map).ok()?).ok()?;
+    Some(RestorePoint {
+        label: place.label.clone(),
+        format: BackupFormat::PgBasebackupCompressedTar(codec),
+        kind: BackupKind::Full,
+        references: Vec::new(),
+        postgresql_major: listed.postgresql_major,
+        started_at: label.started_at.or(listed.label_modified_at),
+        stopped_at: None,
+        size_bytes: listed.size_bytes,
+        file_count: listed.file_count,
+        tablespaces,
+        recoverable: RecoverableInterval {
+            from_lsn: label.start_lsn,
+            to_lsn: listed.manifest.wal_ranges.iter().map(|r| r.end_lsn).max(),
+            timeline: label.timeline,
+        },
+        system_identifier: listed.manifest.system_identifier,
+        verification: match listed.all_have_checksums {
+            true => Verification::Checksums,
+            false => Verification::SizesOnly,
+        },
+    })
+}
