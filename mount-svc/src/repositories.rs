@@ -143,15 +143,15 @@ fn listed(name: &RepositoryName, point: &RestorePoint) -> Option<BackupListed> {
     })
 }
 
-/// The format; of pgBackRest with the kind, because there a backup may stand on others.
+/// The format, with the kind where a backup may stand on others.
 fn format_of(point: &RestorePoint) -> String {
     let kind = match (point.format, point.kind) {
-        (BackupFormat::PgBasebackupPlain | BackupFormat::PgBasebackupTar, _) => {
+        (BackupFormat::PgBasebackupPlain | BackupFormat::PgBasebackupTar, BackupKind::Full) => {
             return point.format.to_string();
         }
-        (BackupFormat::PgBackRest, BackupKind::Full) => "full",
-        (BackupFormat::PgBackRest, BackupKind::Differential) => "diff",
-        (BackupFormat::PgBackRest, BackupKind::Incremental) => "incr",
+        (_, BackupKind::Full) => "full",
+        (_, BackupKind::Differential) => "diff",
+        (_, BackupKind::Incremental) => "incr",
     };
     format!("{} {kind}", point.format)
 }

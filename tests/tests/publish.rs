@@ -102,6 +102,41 @@ async fn a_backup_of_postgresql_18_is_published_as_well() -> Result<()> {
     publish_read_write_unpublish(&system, &directory.path().join("monday"), "monday").await
 }
 
+/// The second of a chain; what was changed before it is in it, and the rest in the full one.
+#[tokio::test]
+async fn an_incremental_backup_is_listed_and_published_without_a_trace() -> Result<()> {
+    let (directory, original) = repository(&installation(18)?, false)?;
+    original.psql("shop", "ALTER SYSTEM SET summarize_wal = on")?;
+    original.psql("shop", "SELECT pg_reload_conf()")?;
+    let path = |label: &str| directory.path().join(label);
+    let backup = |label: &str, parent: Option<&str>| {
+        let parent = parent.map(|parent| path(parent).join("backup_manifest"));
+        let argument = parent.map(|parent| format!("--incremental={}", parent.display()));
+        let options = BackupOptions {
+            arguments: argument.into_iter().collect(),
+            ..BackupOptions::default()
+        };
+        original.backup(&path(label), &options)
+    };
+    backup("full", None)?;
+    original.psql(
+        "shop",
+        "UPDATE pgbench_accounts SET abalance = 3 WHERE aid <= 100",
+    )?;
+    backup("incremental", Some("full"))?;
+    let programs = original.installation().bin.clone();
+    original.stop("fast")?;
+    let options = tests::system::SystemOptions {
+        target_lines: format!("program_directories = [\"{}\"]", programs.display()),
+        ..tests::system::SystemOptions::default()
+    };
+    let system = TestSystem::start_with(directory.path(), options).await?;
+    let listed = system.explorer(&["backups"]).await?;
+    let listed = String::from_utf8(listed.stdout)?;
+    ensure!(listed.contains("pg_basebackup plain incr"), "{listed}");
+    publish_read_write_unpublish(&system, directory.path(), "incremental").await
+}
+
 /// An incremental backup, encrypted, compressed and in blocks: everything at once. Its WAL is in the archive only.
 #[tokio::test]
 async fn a_backup_of_pgbackrest_is_listed_and_published_without_a_trace() -> Result<()> {

@@ -1,25 +1,30 @@
 //! Opening one backup of either shape, and reading from it.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::combined::Combined;
+use super::control::{CONTROL, CONTROL_BYTES, ControlFacts, read_control};
 use super::plain::{PlainFiles, scan_plain};
+use super::siblings::Siblings;
 use super::tar::{TarFiles, scan_tar};
 use crate::backup::{Backup, CorruptFile};
 use crate::beneath::{open_file, open_root, read_pages_at};
 use crate::checksums::{Standing, Verifier};
 use crate::handles::Handles;
-use crate::restore_point::{BackupFormat, RestorePoint};
+use crate::restore_point::{BackupFormat, RestorePoint, Tablespace};
 use crate::tree::{EntryKind, FileIndex, Location, Tree, TreeBuilder};
 use crate::{OpenOptions, RepositoryError};
 
 mod check;
 
+pub(crate) use check::Facts;
+use check::no_control;
+
 /// Where a backup is.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Place<'a> {
     /// The repository's directory, below which links may lead.
     pub(crate) repository: &'a Path,
@@ -27,6 +32,18 @@ pub(crate) struct Place<'a> {
     pub(crate) path: PathBuf,
     /// Its label.
     pub(crate) label: String,
+}
+
+impl Place<'_> {
+    fn has(&self, name: &str) -> bool {
+        self.path.join(name).symlink_metadata().is_ok()
+    }
+
+    /// Whether it is in archives.
+    pub(crate) fn is_tar(&self) -> bool {
+        let archives = ["base.tar", "base.tar.gz", "base.tar.lz4", "base.tar.zst"];
+        !self.has("PG_VERSION") && archives.iter().any(|name| self.has(name))
+    }
 }
 
 /// Whether a directory has what shows a backup, whole or not.
@@ -46,64 +63,70 @@ pub(crate) fn looks_like_a_backup(path: &Path) -> bool {
         .any(|sign| path.join(sign).symlink_metadata().is_ok())
 }
 
-/// Opens a backup, checks it as far as that goes without reading its contents.
+/// Opens a backup, and those among `siblings` that it stands on; checks them as far as that goes without reading their contents.
 pub(crate) fn open_backup(
     place: &Place<'_>,
+    siblings: &Siblings<'_>,
     options: &OpenOptions,
 ) -> Result<Arc<dyn Backup>, RepositoryError> {
-    let is = |name: &str| place.path.join(name).symlink_metadata().is_ok();
-    if is("backup_manifest.tmp") {
-        return Err(RepositoryError::unsupported(
-            "backup_manifest.tmp",
-            "shows that the backup is still being written, or was never finished",
-            "wait until pg_basebackup has ended, or use another backup",
-        ));
+    let stored = Stored::open(place, options)?;
+    stored.check_wal()?;
+    match stored.facts.begins.incremental_from {
+        None => Ok(Arc::new(OpenedBackup {
+            restore_point: stored.restore_point(),
+            layer: stored.layer,
+        })),
+        Some(_) => {
+            let combined = Combined::open(stored, siblings, options)?;
+            Ok(Arc::new(combined))
+        }
     }
-    let is_tar = !is("PG_VERSION")
-        && ["base.tar", "base.tar.gz", "base.tar.lz4", "base.tar.zst"]
-            .iter()
-            .any(|name| is(name));
-    let mut tree = TreeBuilder::new(options.limits);
-    let (files, links, format) = if is_tar {
-        let scan = scan_tar(&place.path, options, &mut tree)?;
-        (
-            Files::Tar(scan.files),
-            scan.links,
-            BackupFormat::PgBasebackupTar,
-        )
-    } else {
-        let scan = scan_plain(place, options, &mut tree)?;
-        (
-            Files::Plain(scan.files),
-            scan.links,
-            BackupFormat::PgBasebackupPlain,
-        )
-    };
-    let (tree, locations) = tree.finish()?;
-    let content = Content {
-        tree,
-        locations,
-        files,
-        handles: Handles::new(options.limits.open_file_count),
-    };
-    let manifest = open_manifest(&place.path)?;
-    let checked = check::check(&content, links, manifest, place, format)?;
-    Ok(Arc::new(OpenedBackup {
-        content,
-        restore_point: checked.restore_point,
-        verifier: Verifier::new(checked.expected, options.limits.checksum_piece_count),
-    }))
 }
 
-/// When a plain backup was begun, as its label says; `None` where only opening it tells.
-pub(crate) fn started_at(place: &Place<'_>) -> Option<jiff::Timestamp> {
-    let root = open_root(&place.path).ok()?;
-    let file = open_file(root.as_fd(), "backup_label").ok()?;
-    let mut label = Vec::new();
-    file.take(super::SMALL_FILE_BYTES_MAX)
-        .read_to_end(&mut label)
-        .ok()?;
-    super::parse_backup_label(&label).ok()?.started_at
+/// One backup as it is stored, without those that it may stand on.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) layer: Layer,
+    pub(crate) facts: Facts,
+}
+
+impl Stored {
+    pub(crate) fn open(place: &Place<'_>, options: &OpenOptions) -> Result<Self, RepositoryError> {
+        if place.has("backup_manifest.tmp") {
+            return Err(RepositoryError::unsupported(
+                "backup_manifest.tmp",
+                "shows that the backup is still being written, or was never finished",
+                "wait until pg_basebackup has ended, or use another backup",
+            ));
+        }
+        let (content, links) = Content::scan(place, options)?;
+        let manifest = open_manifest(&place.path)?;
+        let (facts, expected) = check::check(&content, links, manifest)?;
+        Ok(Self {
+            layer: Layer {
+                label: place.label.clone(),
+                content,
+                verifier: Verifier::new(expected, options.limits.checksum_piece_count),
+            },
+            facts,
+        })
+    }
+
+    /// What the backup tells of itself, as if it stood on no other.
+    pub(crate) fn restore_point(&self) -> RestorePoint {
+        let tree = &self.layer.content.tree;
+        self.facts.restore_point(&self.layer.label, tree)
+    }
+
+    /// Refuses a backup without the WAL that its recovery needs.
+    pub(crate) fn check_wal(&self) -> Result<(), RepositoryError> {
+        check::check_wal(&self.layer.content, &self.facts)
+    }
+
+    /// What `pg_control` tells.
+    pub(crate) fn control(&self) -> Result<ControlFacts, RepositoryError> {
+        self.layer.content.control()
+    }
 }
 
 fn open_manifest(path: &Path) -> Result<Option<File>, RepositoryError> {
@@ -124,16 +147,59 @@ enum Files {
 
 /// A tree and where its bytes are.
 #[derive(Debug)]
-struct Content {
-    tree: Tree,
+pub(crate) struct Content {
+    pub(crate) tree: Tree,
     locations: Vec<Location>,
     files: Files,
     handles: Handles<u32>,
 }
 
 impl Content {
+    /// Looks through a backup's directory or archives; gives its tablespaces by their links, too.
+    pub(crate) fn scan(
+        place: &Place<'_>,
+        options: &OpenOptions,
+    ) -> Result<(Self, Vec<Tablespace>), RepositoryError> {
+        let mut tree = TreeBuilder::new(options.limits);
+        let (files, links) = if place.is_tar() {
+            let scan = scan_tar(&place.path, options, &mut tree)?;
+            (Files::Tar(scan.files), scan.links)
+        } else {
+            let scan = scan_plain(place, options, &mut tree)?;
+            (Files::Plain(scan.files), scan.links)
+        };
+        let (tree, locations) = tree.finish()?;
+        let content = Self {
+            tree,
+            locations,
+            files,
+            handles: Handles::new(options.limits.open_file_count),
+        };
+        Ok((content, links))
+    }
+
+    /// Keeps fewer files open from now on.
+    pub(crate) fn keep_open(&mut self, count_max: usize) {
+        self.handles = Handles::new(count_max);
+    }
+
+    fn format(&self) -> BackupFormat {
+        match self.files {
+            Files::Plain(_) => BackupFormat::PgBasebackupPlain,
+            Files::Tar(_) => BackupFormat::PgBasebackupTar,
+        }
+    }
+
+    /// What `pg_control` tells.
+    pub(crate) fn control(&self) -> Result<ControlFacts, RepositoryError> {
+        let mut beginning = [0; CONTROL_BYTES];
+        let (file, _) = self.tree.find_file(CONTROL).ok_or_else(no_control)?;
+        self.read_at(file, 0, &mut beginning)?;
+        read_control(&beginning)
+    }
+
     /// The path and size of a file.
-    fn describe(&self, file: FileIndex) -> Result<(&str, u64), RepositoryError> {
+    pub(crate) fn describe(&self, file: FileIndex) -> Result<(&str, u64), RepositoryError> {
         match self.tree.file(file) {
             Some(entry) => match entry.kind {
                 EntryKind::File { size_bytes, .. } => Ok((entry.path, size_bytes)),
@@ -147,7 +213,7 @@ impl Content {
     }
 
     /// Reads without counting towards a checksum.
-    fn read_at(
+    pub(crate) fn read_at(
         &self,
         file: FileIndex,
         offset: u64,
@@ -187,7 +253,7 @@ impl Content {
     }
 
     /// Reads a small file whole; none if there is no such file.
-    fn read_small(&self, path: &str) -> Result<Option<Vec<u8>>, RepositoryError> {
+    pub(crate) fn read_small(&self, path: &str) -> Result<Option<Vec<u8>>, RepositoryError> {
         let Some((file, size_bytes)) = self.tree.find_file(path) else {
             return Ok(None);
         };
@@ -221,14 +287,16 @@ fn open_unchanged(
     Ok(file)
 }
 
+/// The files of one backup, counted towards their checksums as they are read.
 #[derive(Debug)]
-struct OpenedBackup {
-    content: Content,
-    restore_point: RestorePoint,
+pub(crate) struct Layer {
+    /// The backup's label.
+    pub(crate) label: String,
+    pub(crate) content: Content,
     verifier: Verifier,
 }
 
-impl OpenedBackup {
+impl Layer {
     fn corrupt(&self, file: FileIndex) -> RepositoryError {
         let path = self
             .content
@@ -237,18 +305,8 @@ impl OpenedBackup {
         let reason = "its content does not have the checksum that backup_manifest has for it";
         RepositoryError::corrupt(path, reason)
     }
-}
 
-impl Backup for OpenedBackup {
-    fn restore_point(&self) -> &RestorePoint {
-        &self.restore_point
-    }
-
-    fn tree(&self) -> &Tree {
-        &self.content.tree
-    }
-
-    fn read_at(
+    pub(crate) fn read_at(
         &self,
         file: FileIndex,
         offset: u64,
@@ -266,7 +324,23 @@ impl Backup for OpenedBackup {
         }
     }
 
-    fn corrupt_files(&self) -> Vec<CorruptFile> {
+    /// Reads a stored file from its beginning, until its standing is known or it ends.
+    pub(crate) fn read_through(
+        &self,
+        file: FileIndex,
+        buffer: &mut [u8],
+    ) -> Result<(), RepositoryError> {
+        let mut offset = 0;
+        while self.standing(file) == Standing::Pending {
+            match self.read_at(file, offset, buffer)? {
+                0 => break,
+                count => offset += count as u64,
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn corrupt_files(&self) -> Vec<CorruptFile> {
         let reason = |file| self.corrupt(file).to_string();
         let corrupt = self.verifier.corrupt().into_iter();
         corrupt
@@ -277,7 +351,41 @@ impl Backup for OpenedBackup {
             .collect()
     }
 
-    fn standing(&self, file: FileIndex) -> Standing {
+    pub(crate) fn standing(&self, file: FileIndex) -> Standing {
         self.verifier.standing(file)
+    }
+}
+
+/// A backup that is shown as it is stored.
+#[derive(Debug)]
+struct OpenedBackup {
+    layer: Layer,
+    restore_point: RestorePoint,
+}
+
+impl Backup for OpenedBackup {
+    fn restore_point(&self) -> &RestorePoint {
+        &self.restore_point
+    }
+
+    fn tree(&self) -> &Tree {
+        &self.layer.content.tree
+    }
+
+    fn read_at(
+        &self,
+        file: FileIndex,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, RepositoryError> {
+        self.layer.read_at(file, offset, buffer)
+    }
+
+    fn corrupt_files(&self) -> Vec<CorruptFile> {
+        self.layer.corrupt_files()
+    }
+
+    fn standing(&self, file: FileIndex) -> Standing {
+        self.layer.standing(file)
     }
 }
