@@ -6,6 +6,7 @@ use common::config::Secret;
 use common::ids::{BackupLabel, RepositoryName};
 use common::messages::{BackupList, BackupListed, ListedRestoreInterval};
 use common::problem::{ErrorCode, Problem};
+use repository::barman::open_barman;
 use repository::pgbackrest::{Passphrase, PgBackRestOptions, open_pgbackrest};
 use repository::{
     BackupFormat, BackupKind, DecodedLimits, DecodedStore, OpenOptions, Repository,
@@ -50,6 +51,7 @@ pub fn open(
             };
             open_pgbackrest(&config.path, &pgbackrest, options)
         }
+        RepositoryKind::Barman => open_barman(&config.path, options),
     };
     opened.map_err(|error| problem_of(name, &error))
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::pg_basebackup::{Place, Siblings, began, looks_like_a_backup, open_backup};
+use crate::pg_basebackup::{Place, Siblings, Wal, began, looks_like_a_backup, open_backup};
 use crate::{
     Backup, BackupChoice, OpenOptions, Repository, RepositoryError, RestorePoint, RestorePoints,
 };
@@ -87,6 +87,7 @@ impl DirectoryRepository {
             repository: &self.path,
             path,
             label,
+            tablespaces: Vec::new(),
         }
     }
 
@@ -125,7 +126,7 @@ impl DirectoryRepository {
         };
         let path = path.ok_or_else(|| self.unknown(format!("backup {label:?}")))?;
         let place = self.place(path, label.to_owned());
-        open_backup(&place, &self.siblings(), &self.options)
+        open_backup(&place, &self.siblings(), Wal::InBackup, &self.options)
     }
 
     // To open a backup is to read its whole list of files: where their labels say which one is the newest, it is the only one
@@ -150,7 +151,7 @@ impl DirectoryRepository {
             if known.is_some() && newest.is_some() {
                 break;
             }
-            match open_backup(&place, &siblings, &self.options) {
+            match open_backup(&place, &siblings, Wal::InBackup, &self.options) {
                 Ok(backup) => {
                     let is_newer = |than: &Arc<dyn Backup>| {
                         age(backup.restore_point()) > age(than.restore_point())
@@ -193,7 +194,7 @@ impl Repository for DirectoryRepository {
             ..RestorePoints::default()
         };
         for place in places {
-            match open_backup(&place, &siblings, &self.options) {
+            match open_backup(&place, &siblings, Wal::InBackup, &self.options) {
                 Ok(backup) => found.restore_points.push(backup.restore_point().clone()),
                 Err(error) => found.problems.push((place.label, error)),
             }

@@ -21,5 +21,7 @@ pub use manifest::{MANIFEST, Manifest, ManifestFile, OnFile, WalRange, read_mani
 pub use tablespace_map::parse_tablespace_map;
 pub use tar_index::{Member, MemberKind, ReadAt, read_tar_index};
 
-pub(crate) use opened::{Place, looks_like_a_backup, open_backup};
+pub(crate) use opened::{
+    Place, TablespaceDirectory, Wal, looks_like_a_backup, open_backup, segment_name,
+};
 pub(crate) use siblings::{Siblings, began};

@@ -46,6 +46,8 @@ pub enum BackupFormat {
     PgBasebackupTar,
     /// A backup in a repository of pgBackRest.
     PgBackRest,
+    /// A backup of Barman.
+    Barman,
 }
 
 impl fmt::Display for BackupFormat {
@@ -54,6 +56,7 @@ impl fmt::Display for BackupFormat {
             Self::PgBasebackupPlain => "pg_basebackup plain",
             Self::PgBasebackupTar => "pg_basebackup tar",
             Self::PgBackRest => "pgBackRest",
+            Self::Barman => "Barman",
         })
     }
 }

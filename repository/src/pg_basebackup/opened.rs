@@ -20,8 +20,8 @@ use crate::{OpenOptions, RepositoryError};
 
 mod check;
 
-pub(crate) use check::Facts;
 use check::no_control;
+pub(crate) use check::{Facts, segment_name};
 
 /// Where a backup is.
 #[derive(Debug, Clone)]
@@ -32,6 +32,24 @@ pub(crate) struct Place<'a> {
     pub(crate) path: PathBuf,
     /// Its label.
     pub(crate) label: String,
+    /// Tablespaces of a plain backup that lie elsewhere than their links lead, or have none.
+    pub(crate) tablespaces: Vec<TablespaceDirectory>,
+}
+
+/// Where a tablespace's files are.
+#[derive(Debug, Clone)]
+pub(crate) struct TablespaceDirectory {
+    pub(crate) path: PathBuf,
+    pub(crate) tablespace: Tablespace,
+}
+
+/// Where the WAL is that recovery needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wal {
+    /// In the backup; without it, the backup is refused.
+    InBackup,
+    /// In an archive: the caller sees to it.
+    Elsewhere,
 }
 
 impl Place<'_> {
@@ -67,10 +85,13 @@ pub(crate) fn looks_like_a_backup(path: &Path) -> bool {
 pub(crate) fn open_backup(
     place: &Place<'_>,
     siblings: &Siblings<'_>,
+    wal: Wal,
     options: &OpenOptions,
 ) -> Result<Arc<dyn Backup>, RepositoryError> {
     let stored = Stored::open(place, options)?;
-    stored.check_wal()?;
+    if wal == Wal::InBackup {
+        stored.check_wal()?;
+    }
     match stored.facts.begins.incremental_from {
         None => Ok(Arc::new(OpenedBackup {
             restore_point: stored.restore_point(),

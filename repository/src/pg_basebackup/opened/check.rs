@@ -240,7 +240,8 @@ pub(super) fn check_wal(content: &Content, facts: &Facts) -> Result<(), Reposito
     Ok(())
 }
 
-fn segment_name(timeline: u32, lsn: Lsn, segment_bytes: u64) -> String {
+/// The name of the segment that holds a WAL position.
+pub(crate) fn segment_name(timeline: u32, lsn: Lsn, segment_bytes: u64) -> String {
     let number = lsn.0 / segment_bytes;
     let per_log = (1_u64 << 32) / segment_bytes;
     format!(
