@@ -8,7 +8,6 @@
     reason = "helpers of tests fail by panic, and print what was tried"
 )]
 
-use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -18,13 +17,14 @@ use std::sync::Arc;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use repository::{
-    Backup, BackupChoice, BackupKind, EntryKind, OpenOptions, RepositoryErrorKind, Standing,
-    Verification, open_repository,
+    Backup, BackupChoice, BackupKind, OpenOptions, RepositoryErrorKind, Standing, Verification,
+    open_repository,
 };
 use tempfile::TempDir;
 use tests::postgres::{
     BackupOptions, Installation, TestPostgres, give_to_postgres, installations, run,
 };
+use tests::same_files;
 
 fn postgresql_18() -> Installation {
     let found = installations().into_iter().find(|found| found.major == 18);
@@ -109,56 +109,13 @@ impl Stage {
     }
 }
 
-/// Every file of a directory, links followed, by its path there.
-fn files_of(directory: &Path) -> BTreeSet<String> {
-    let found = run(Command::new("find")
-        .arg("-L")
-        .arg(directory)
-        .args(["-type", "f", "-printf", "%P\n"]));
-    let text = String::from_utf8(found.unwrap().stdout).unwrap();
-    text.lines().map(str::to_owned).collect()
-}
-
-/// Every file is there and as `pg_combinebackup` has it, in order and at random; none is there that it does not have.
+/// Every file is there and as `pg_combinebackup` has it; none is there that it does not have.
 fn compare(backup: &dyn Backup, combined: &Path, random: &mut StdRng) {
     let data = combined.join("data");
-    let mut wanted_files = files_of(&data);
-    assert!(wanted_files.remove("backup_manifest"));
-    let mut found_files = BTreeSet::new();
-    for entry in backup.tree().entries() {
-        let EntryKind::File { file, size_bytes } = entry.kind else {
-            assert!(data.join(entry.path).is_dir(), "{}", entry.path);
-            continue;
-        };
-        found_files.insert(entry.path.to_owned());
-        let wanted = std::fs::read(data.join(entry.path)).unwrap();
-        assert_eq!(size_bytes, wanted.len() as u64, "{}", entry.path);
-        for _ in 0..6 {
-            let offset = random.random_range(0..=wanted.len());
-            let mut buffer = vec![0xEE; random.random_range(1..100_000)];
-            let count = backup.read_at(file, offset as u64, &mut buffer).unwrap();
-            let end = wanted.len().min(offset + buffer.len());
-            assert_eq!(count, end - offset, "{}", entry.path);
-            assert!(
-                buffer[..count] == wanted[offset..end],
-                "{} differs",
-                entry.path
-            );
-        }
-        let mut found = Vec::new();
-        let mut buffer = vec![0xEE; 100_003];
-        loop {
-            let count = backup
-                .read_at(file, found.len() as u64, &mut buffer)
-                .unwrap();
-            if count == 0 {
-                break;
-            }
-            found.extend_from_slice(&buffer[..count]);
-        }
-        assert!(found == wanted, "{} differs", entry.path);
-    }
-    assert_eq!(found_files, wanted_files);
+    let found = same_files::compare(backup, random, |path| Some(data.join(path))).unwrap();
+    let mut wanted = same_files::files_of(&data).unwrap();
+    assert!(wanted.remove("backup_manifest"));
+    assert_eq!(found, wanted);
     assert!(backup.corrupt_files().is_empty());
 }
 

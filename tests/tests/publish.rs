@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use common::messages::SessionStatus;
+use tests::barman;
 use tests::pgbackrest::{Layout, PASSPHRASE, RepositoryKind, STANZA, Stage, Tool};
 use tests::postgres::{BackupOptions, Installation, TestPostgres, installations};
 use tests::system::TestSystem;
@@ -135,6 +136,34 @@ async fn an_incremental_backup_is_listed_and_published_without_a_trace() -> Resu
     let listed = String::from_utf8(listed.stdout)?;
     ensure!(listed.contains("pg_basebackup plain incr"), "{listed}");
     publish_read_write_unpublish(&system, directory.path(), "incremental").await
+}
+
+/// One by rsync and one by pg_basebackup. Their WAL is in Barman's archive only.
+#[tokio::test]
+async fn backups_of_barman_are_listed_and_published_without_a_trace() -> Result<()> {
+    let stage = barman::Stage::new(barman::of_debian(), &installation(15)?)?;
+    let cluster = stage.cluster();
+    cluster.psql("postgres", "CREATE DATABASE shop")?;
+    cluster.pgbench("shop", &["-i", "-q", "-s", "2", "--tablespace=one"])?;
+    let by_rsync = stage.backup(barman::RSYNC, &[])?;
+    let by_pg_basebackup = stage.backup(barman::PLAIN, &[])?;
+    cluster.stop("fast")?; // nothing is archived any more
+    for (server, id) in [(barman::RSYNC, by_rsync), (barman::PLAIN, by_pg_basebackup)] {
+        let path = stage.server(server);
+        let options = tests::system::SystemOptions {
+            repository_lines: "kind = \"barman\"\n".to_owned(),
+            ..tests::system::SystemOptions::default()
+        };
+        let system = TestSystem::start_with(&path, options).await?;
+        let listed = system.explorer(&["backups"]).await?;
+        let listed = String::from_utf8(listed.stdout)?;
+        ensure!(
+            listed.contains("Barman full") && listed.contains(&id),
+            "{listed}"
+        );
+        publish_read_write_unpublish(&system, &path, &id).await?;
+    }
+    Ok(())
 }
 
 /// An incremental backup, encrypted, compressed and in blocks: everything at once. Its WAL is in the archive only.
