@@ -109,10 +109,10 @@ fn check_restore_point(backup: &dyn Backup, server: &str, id: &str, kind: Backup
     );
 }
 
-/// Takes a backup in each way, one of them twice so that files are linked, and compares them.
-fn every_method(stage: &Stage, random: &mut StdRng) -> Vec<(&'static str, String)> {
+/// Takes a full backup on each of these servers, and compares it; gives their ids.
+fn full_backups(stage: &Stage, servers: &[&str], random: &mut StdRng) -> Vec<String> {
     let mut taken = Vec::new();
-    for server in [RSYNC, RSYNC, PLAIN, TAR] {
+    for &server in servers {
         stage.cluster().pgbench("postgres", &["-t", "50"]).unwrap();
         let id = stage.backup(server, &[]).unwrap();
         let hash = tree_hash::of(&stage.server(server).join("base")).unwrap();
@@ -120,7 +120,7 @@ fn every_method(stage: &Stage, random: &mut StdRng) -> Vec<(&'static str, String
         compare(stage, server, &id, &[], random);
         let now = tree_hash::of(&stage.server(server).join("base")).unwrap();
         assert_eq!(hash, now, "the backup was changed");
-        taken.push((server, id));
+        taken.push(id);
     }
     taken
 }
@@ -130,8 +130,9 @@ fn whatever_debians_barman_recovers_is_read_from_its_server() {
     let mut random = random();
     let stage = Stage::new(of_debian(), &postgresql(15)).unwrap();
     fill(&stage);
-    let taken = every_method(&stage, &mut random);
-    let [(_, older), (_, id), ..] = taken.as_slice() else {
+    // By rsync twice, so that files are linked.
+    let taken = full_backups(&stage, &[RSYNC, RSYNC, PLAIN, TAR], &mut random);
+    let [older, id, ..] = taken.as_slice() else {
         panic!("{taken:?}");
     };
     let server = open_server(&stage.server(RSYNC));
@@ -166,7 +167,7 @@ fn whatever_todays_barman_recovers_is_read_from_its_server() {
         stage.cluster().psql("postgres", sql).unwrap();
     }
     fill(&stage);
-    let taken = every_method(&stage, &mut random);
+    let taken = full_backups(&stage, &[RSYNC, PLAIN], &mut random);
     let staging = tempfile::Builder::new()
         .prefix("staging-")
         .tempdir_in("/var/tmp")
@@ -174,7 +175,7 @@ fn whatever_todays_barman_recovers_is_read_from_its_server() {
     tests::postgres::give_to_postgres(staging.path()).unwrap();
     let staging = staging.path().display().to_string();
     let recover = ["--staging-path", &staging, "--staging-location", "local"];
-    let mut references = vec![taken[2].1.clone()];
+    let mut references = vec![taken[1].clone()];
     for _ in 0..2 {
         stage.cluster().pgbench("postgres", &["-t", "50"]).unwrap();
         let id = stage.backup(PLAIN, &["--incremental", "latest"]).unwrap();

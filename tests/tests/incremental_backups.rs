@@ -150,7 +150,7 @@ fn a_chain_of_incremental_backups_reads_as_pg_combinebackup_writes_it() {
     let load = |label: &str, parent: Option<&str>| {
         let _load = stage
             .cluster
-            .pgbench_in_background("postgres", &["-c", "2", "-T", "60"])
+            .pgbench_in_background("postgres", &["-c", "2", "-T", "60", "-R", "100"])
             .unwrap();
         stage.backup(label, parent, false);
     };
@@ -237,7 +237,9 @@ fn damage_is_found(stage: &Stage) {
             Ok(backup) => {
                 let (file, _) = backup.tree().find_file(&path).unwrap();
                 let read = backup.read_at(file, 0, &mut [0; 8192]);
-                if label != "full" {
+                // Larger ones only when they have been read whole.
+                let is_checked_first = stored.metadata().unwrap().len() <= 16 << 20;
+                if label != "full" && is_checked_first {
                     let error = read.unwrap_err();
                     assert_eq!((error.file(), error.is_permanent()), (path.as_str(), true));
                     assert!(
