@@ -35,6 +35,10 @@ fn value(rest: &mut &str, depth_left: usize) -> Option<Literal> {
             let (word, behind) = rest.split_at_checked(end)?;
             *rest = behind;
             let word = word.trim();
+            let is_bare = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '+' | '.');
+            if !word.chars().all(is_bare) {
+                return None;
+            }
             let number = word.parse().ok().map(Literal::Number);
             number.or_else(|| (!word.is_empty()).then(|| Literal::Word(word.to_owned())))
         }
