@@ -78,6 +78,8 @@ pub enum RepositoryKind {
     /// pgBackRest's: the directory is `repo1-path`.
     #[serde(rename = "pgbackrest")]
     PgBackRest,
+    /// Barman's: the directory is that of one server below `barman_home`.
+    Barman,
 }
 
 /// One backup repository.
@@ -86,7 +88,8 @@ pub struct RepositoryConfig {
     /// Whose backups it holds.
     #[serde(default)]
     pub kind: RepositoryKind,
-    /// The directory that is a backup or holds backups as its children; of pgBackRest the directory of the repository.
+    /// The directory that is a backup or holds backups as its children; of pgBackRest the directory of the repository, of Barman
+    /// that of the server.
     pub path: PathBuf,
     /// Directories outside of `path` to which tablespace links of plain backups may lead.
     #[serde(default)]

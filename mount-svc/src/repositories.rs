@@ -6,6 +6,7 @@ use common::config::Secret;
 use common::ids::{BackupLabel, RepositoryName};
 use common::messages::{BackupList, BackupListed, ListedRestoreInterval};
 use common::problem::{ErrorCode, Problem};
+use repository::barman::open_barman;
 use repository::pgbackrest::{Passphrase, PgBackRestOptions, open_pgbackrest};
 use repository::{
     BackupFormat, BackupKind, DecodedLimits, DecodedStore, OpenOptions, Repository,
@@ -50,6 +51,7 @@ pub fn open(
             };
             open_pgbackrest(&config.path, &pgbackrest, options)
         }
+        RepositoryKind::Barman => open_barman(&config.path, options),
     };
     opened.map_err(|error| problem_of(name, &error))
 }
@@ -143,18 +145,18 @@ fn listed(name: &RepositoryName, point: &RestorePoint) -> Option<BackupListed> {
     })
 }
 
-/// The format; of pgBackRest with the kind, because there a backup may stand on others.
+/// The format, with the kind where a backup may stand on others.
 fn format_of(point: &RestorePoint) -> String {
     let kind = match (point.format, point.kind) {
         (
             BackupFormat::PgBasebackupPlain
             | BackupFormat::PgBasebackupTar
             | BackupFormat::PgBasebackupCompressedTar(_),
-            _,
+            BackupKind::Full,
         ) => return point.format.to_string(),
-        (BackupFormat::PgBackRest, BackupKind::Full) => "full",
-        (BackupFormat::PgBackRest, BackupKind::Differential) => "diff",
-        (BackupFormat::PgBackRest, BackupKind::Incremental) => "incr",
+        (_, BackupKind::Full) => "full",
+        (_, BackupKind::Differential) => "diff",
+        (_, BackupKind::Incremental) => "incr",
     };
     format!("{} {kind}", point.format)
 }

@@ -56,6 +56,20 @@ pub trait Backup: Send + Sync + fmt::Debug {
     /// What is known of a file's content.
     fn standing(&self, file: FileIndex) -> Standing;
 
+    /// Reads what the checksum of a file covers, until its standing is known or it ends. That it is corrupt is no error.
+    fn check_file(&self, file: FileIndex, buffer: &mut [u8]) -> Result<(), RepositoryError> {
+        let mut offset = 0;
+        while self.standing(file) == Standing::Pending {
+            match self.read_at(file, offset, buffer) {
+                Ok(0) => break,
+                Ok(count) => offset += count as u64,
+                Err(_) if self.standing(file) == Standing::Corrupt => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// Reads every file whose checksum has not been checked yet. Corrupt files do not end it, other errors do; `progress` may.
     fn verify_all(
         &self,
@@ -76,15 +90,7 @@ pub trait Backup: Send + Sync + fmt::Debug {
             let EntryKind::File { file, size_bytes } = entry.kind else {
                 continue;
             };
-            let mut offset = 0;
-            while self.standing(file) == Standing::Pending {
-                match self.read_at(file, offset, &mut buffer) {
-                    Ok(0) => break,
-                    Ok(count) => offset += count as u64,
-                    Err(_) if self.standing(file) == Standing::Corrupt => {}
-                    Err(error) => return Err(error),
-                }
-            }
+            self.check_file(file, &mut buffer)?;
             match self.standing(file) {
                 Standing::Verified => report.verified_count += 1,
                 Standing::Corrupt => report.corrupt.push(file),

@@ -5,7 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::pg_basebackup::{Place, describe_backup, looks_like_a_backup, open_backup, started_at};
+use crate::pg_basebackup::{
+    Place, Siblings, Wal, began, describe_backup, looks_like_a_backup, open_backup,
+};
 use crate::{
     Backup, BackupChoice, OpenOptions, Repository, RepositoryError, RestorePoint, RestorePoints,
 };
@@ -27,6 +29,11 @@ pub fn open_repository(
             error,
         ));
     }
+    // Made once, so that all that is opened here shares its bounds.
+    let options = OpenOptions {
+        decoded: Some(options.decoded_store()),
+        ..options
+    };
     Ok(Box::new(DirectoryRepository {
         path: real,
         options,
@@ -82,7 +89,14 @@ impl DirectoryRepository {
             repository: &self.path,
             path,
             label,
+            tablespaces: Vec::new(),
         }
+    }
+
+    /// Where the parents of incremental backups are looked for.
+    fn siblings(&self) -> Siblings<'_> {
+        let list = || self.places().map(|(places, _)| places);
+        Siblings::new(Box::new(list), &self.options)
     }
 
     fn unknown(&self, what: String) -> RepositoryError {
@@ -113,7 +127,8 @@ impl DirectoryRepository {
             }
         };
         let path = path.ok_or_else(|| self.unknown(format!("backup {label:?}")))?;
-        open_backup(&self.place(path, label.to_owned()), &self.options)
+        let place = self.place(path, label.to_owned());
+        open_backup(&place, &self.siblings(), Wal::InBackup, &self.options)
     }
 
     // To open a backup is to read its whole list of files: where their labels say which one is the newest, it is the only one
@@ -122,7 +137,7 @@ impl DirectoryRepository {
         let mut places = self.places()?.0;
         let known: Option<BTreeMap<_, _>> = places
             .iter()
-            .map(|place| Some((place.label.clone(), started_at(place)?)))
+            .map(|place| Some((place.label.clone(), began(place)?)))
             .collect();
         if let Some(known) = &known {
             places.sort_by(|a, b| {
@@ -131,13 +146,14 @@ impl DirectoryRepository {
                 age(b).cmp(&age(a))
             });
         }
+        let siblings = self.siblings();
         let mut newest: Option<Arc<dyn Backup>> = None;
         let mut problem: Option<(String, RepositoryError)> = None;
         for place in places {
             if known.is_some() && newest.is_some() {
                 break;
             }
-            match open_backup(&place, &self.options) {
+            match open_backup(&place, &siblings, Wal::InBackup, &self.options) {
                 Ok(backup) => {
                     let is_newer = |than: &Arc<dyn Backup>| {
                         age(backup.restore_point()) > age(than.restore_point())
@@ -165,20 +181,22 @@ impl DirectoryRepository {
     }
 }
 
-// The larger the newer.
+// The larger the newer; of those begun in the same second the one further on in the WAL.
 fn age(point: &RestorePoint) -> impl Ord + use<'_> {
-    (point.started_at, &point.label)
+    let from_lsn = point.recoverable.from_lsn;
+    (point.started_at, from_lsn, &point.label)
 }
 
 impl Repository for DirectoryRepository {
     fn restore_points(&self) -> Result<RestorePoints, RepositoryError> {
         let (places, truncated) = self.places()?;
+        let siblings = self.siblings();
         let mut found = RestorePoints {
             truncated,
             ..RestorePoints::default()
         };
         for place in places {
-            match describe_backup(&place, &self.options) {
+            match describe_backup(&place, &siblings, Wal::InBackup, &self.options) {
                 Ok(point) => found.restore_points.push(point),
                 Err(error) => found.problems.push((place.label, error)),
             }

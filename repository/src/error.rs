@@ -99,6 +99,26 @@ impl RepositoryError {
         }
     }
 
+    /// The same error of a file of another backup, on which the one stands that shows `path`.
+    pub(crate) fn in_backup(self, label: &str, path: &str) -> Self {
+        match self {
+            Self::UnknownBackup { .. } => self,
+            Self::Unreadable {
+                file,
+                doing,
+                source,
+            } => Self::unreadable(format!("{file} of backup {label}"), doing, source),
+            Self::Corrupt { file, reason } => {
+                Self::corrupt(path, format!("{file} of backup {label}: {reason}"))
+            }
+            Self::Unsupported {
+                file,
+                reason,
+                remedy,
+            } => Self::unsupported(path, format!("{file} of backup {label}: {reason}"), remedy),
+        }
+    }
+
     /// Whether no retry can mend it.
     pub fn is_permanent(&self) -> bool {
         match self.kind() {

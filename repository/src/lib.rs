@@ -8,6 +8,7 @@
 //! Everything here blocks: call it from threads that may block, never from an async runtime's.
 
 mod backup;
+pub mod barman;
 mod beneath;
 mod bounded_cache;
 mod checksums;

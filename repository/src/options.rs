@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::DecodedStore;
+use crate::{DecodedLimits, DecodedStore};
 
 /// How a repository is opened; [`Default`] is right for most.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +20,12 @@ pub struct OpenOptions {
 }
 
 impl OpenOptions {
+    /// The place for decoded bytes: the caller's, else one of the repository's own.
+    pub(crate) fn decoded_store(&self) -> Arc<DecodedStore> {
+        let own = || Arc::new(DecodedStore::new(DecodedLimits::default()));
+        self.decoded.clone().unwrap_or_else(own)
+    }
+
     pub(crate) fn tablespace_setting(&self) -> &str {
         match self.tablespace_setting.as_str() {
             "" => "tablespace_directories",

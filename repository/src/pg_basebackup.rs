@@ -1,17 +1,28 @@
-//! Backups as `pg_basebackup` leaves them: a plain directory, or uncompressed tar archives.
+//! Backups as `pg_basebackup` leaves them: a plain directory, or uncompressed tar archives; of PostgreSQL 17 and later also
+//! incremental ones, which are shown together with those that they stand on.
 
 mod backup_label;
+mod chain;
+mod combined;
+mod control;
+mod increment;
 mod manifest;
 mod opened;
 mod plain;
+mod siblings;
 mod tablespace_map;
 mod tar;
 mod tar_index;
 
 pub use crate::checksums::{Algorithm, Checksum};
 pub use backup_label::{BackupLabel, SMALL_FILE_BYTES_MAX, parse_backup_label};
+pub use increment::{INCREMENT_HEAD_BYTES, Increment, IncrementHead, parse_increment_head};
 pub use manifest::{MANIFEST, Manifest, ManifestFile, OnFile, WalRange, read_manifest};
 pub use tablespace_map::parse_tablespace_map;
 pub use tar_index::{Member, MemberKind, ReadAt, read_tar_index};
 
-pub(crate) use opened::{Place, describe_backup, looks_like_a_backup, open_backup, started_at};
+pub(crate) use opened::{
+    Place, TablespaceDirectory, Wal, describe_backup, looks_like_a_backup, open_backup,
+    segment_name,
+};
+pub(crate) use siblings::{Siblings, began};

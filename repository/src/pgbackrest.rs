@@ -27,6 +27,11 @@ pub use manifest::manifest_is_sound;
 pub use passphrase::Passphrase;
 pub use repository::{PgBackRestOptions, open_pgbackrest};
 
+// What files of other tools are decoded with as well.
+pub(crate) use compression::Compression;
+pub(crate) use stored::{Decoding, ReadFailure, StoredRange};
+pub(crate) use whole_file::{WholeFile, WholeFileReader};
+
 /// How bytes are wrapped: bundles and blocks leave out what the manifest says anyway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Framing {

@@ -48,6 +48,8 @@ pub enum BackupFormat {
     PgBasebackupCompressedTar(Codec),
     /// A backup in a repository of pgBackRest.
     PgBackRest,
+    /// A backup of Barman.
+    Barman,
 }
 
 impl fmt::Display for BackupFormat {
@@ -57,6 +59,7 @@ impl fmt::Display for BackupFormat {
             Self::PgBasebackupTar => f.write_str("pg_basebackup tar"),
             Self::PgBasebackupCompressedTar(codec) => write!(f, "pg_basebackup tar, {codec}"),
             Self::PgBackRest => f.write_str("pgBackRest"),
+            Self::Barman => f.write_str("Barman"),
         }
     }
 }

@@ -151,7 +151,7 @@ fn what_is_no_sound_backup_is_refused_by_the_name_of_the_file() {
         ("PG_VERSION", Corrupt, |b| {
             std::fs::write(b.join("PG_VERSION"), "x").unwrap()
         }),
-        ("base/1/INCREMENTAL.1259", Unsupported, |b| {
+        ("base/1/INCREMENTAL.1259", Corrupt, |b| {
             std::fs::create_dir_all(b.join("base/1")).unwrap();
             std::fs::write(b.join("base/1/INCREMENTAL.1259"), "").unwrap();
         }),

@@ -2,6 +2,7 @@
 //! are generated from the code.
 
 pub mod account;
+pub mod barman;
 pub mod bench;
 pub mod broker;
 pub mod gate;
@@ -15,6 +16,7 @@ pub mod postgres;
 pub mod programs;
 pub mod ready;
 pub mod recoverable;
+pub mod same_files;
 pub mod shop;
 pub mod small_repository;
 pub mod system;

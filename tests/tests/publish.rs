@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use common::messages::SessionStatus;
+use tests::barman;
 use tests::pgbackrest::{Layout, PASSPHRASE, RepositoryKind, STANZA, Stage, Tool};
 use tests::postgres::{BackupOptions, Installation, TestPostgres, installations};
 use tests::system::TestSystem;
@@ -117,6 +118,69 @@ async fn a_backup_of_postgresql_18_is_published_as_well() -> Result<()> {
     };
     let system = TestSystem::start_with(directory.path(), options).await?;
     publish_read_write_unpublish(&system, &directory.path().join("monday"), "monday").await
+}
+
+/// The second of a chain; what was changed before it is in it, and the rest in the full one.
+#[tokio::test]
+async fn an_incremental_backup_is_listed_and_published_without_a_trace() -> Result<()> {
+    let (directory, original) = repository(&installation(18)?, &BackupOptions::default())?;
+    original.psql("shop", "ALTER SYSTEM SET summarize_wal = on")?;
+    original.psql("shop", "SELECT pg_reload_conf()")?;
+    let path = |label: &str| directory.path().join(label);
+    let backup = |label: &str, parent: Option<&str>| {
+        let parent = parent.map(|parent| path(parent).join("backup_manifest"));
+        let argument = parent.map(|parent| format!("--incremental={}", parent.display()));
+        let options = BackupOptions {
+            arguments: argument.into_iter().collect(),
+            ..BackupOptions::default()
+        };
+        original.backup(&path(label), &options)
+    };
+    backup("full", None)?;
+    original.psql(
+        "shop",
+        "UPDATE pgbench_accounts SET abalance = 3 WHERE aid <= 100",
+    )?;
+    backup("incremental", Some("full"))?;
+    let programs = original.installation().bin.clone();
+    original.stop("fast")?;
+    let options = tests::system::SystemOptions {
+        target_lines: format!("program_directories = [\"{}\"]", programs.display()),
+        ..tests::system::SystemOptions::default()
+    };
+    let system = TestSystem::start_with(directory.path(), options).await?;
+    let listed = system.explorer(&["backups"]).await?;
+    let listed = String::from_utf8(listed.stdout)?;
+    ensure!(listed.contains("pg_basebackup plain incr"), "{listed}");
+    publish_read_write_unpublish(&system, directory.path(), "incremental").await
+}
+
+/// One by rsync and one by pg_basebackup. Their WAL is in Barman's archive only.
+#[tokio::test]
+async fn backups_of_barman_are_listed_and_published_without_a_trace() -> Result<()> {
+    let stage = barman::Stage::new(barman::of_debian(), &installation(15)?)?;
+    let cluster = stage.cluster();
+    cluster.psql("postgres", "CREATE DATABASE shop")?;
+    cluster.pgbench("shop", &["-i", "-q", "-s", "2", "--tablespace=one"])?;
+    let by_rsync = stage.backup(barman::RSYNC, &[])?;
+    let by_pg_basebackup = stage.backup(barman::PLAIN, &[])?;
+    cluster.stop("fast")?; // nothing is archived any more
+    for (server, id) in [(barman::RSYNC, by_rsync), (barman::PLAIN, by_pg_basebackup)] {
+        let path = stage.server(server);
+        let options = tests::system::SystemOptions {
+            repository_lines: "kind = \"barman\"\n".to_owned(),
+            ..tests::system::SystemOptions::default()
+        };
+        let system = TestSystem::start_with(&path, options).await?;
+        let listed = system.explorer(&["backups"]).await?;
+        let listed = String::from_utf8(listed.stdout)?;
+        ensure!(
+            listed.contains("Barman full") && listed.contains(&id),
+            "{listed}"
+        );
+        publish_read_write_unpublish(&system, &path, &id).await?;
+    }
+    Ok(())
 }
 
 /// An incremental backup, encrypted, compressed and in blocks: everything at once. Its WAL is in the archive only.

@@ -61,7 +61,8 @@ pub struct BackupListed {
     pub repository: RepositoryName,
     /// Its label.
     pub label: BackupLabel,
-    /// Its format: `pg_basebackup plain`, `pg_basebackup tar`, `pg_basebackup tar, gzip` (`lz4`, `zstd`), `pgBackRest full` (`diff`, `incr`).
+    /// Its format: `pg_basebackup plain`, `pg_basebackup tar`, `pg_basebackup tar, gzip` (`lz4`, `zstd`; each also with `incr`),
+    /// `pgBackRest full` (`diff`, `incr`), `Barman full` (`incr`).
     pub format: String,
     /// PostgreSQL's major version, from `PG_VERSION`.
     pub postgresql_major: u32,

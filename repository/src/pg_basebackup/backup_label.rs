@@ -8,6 +8,9 @@ use crate::{Lsn, RepositoryError};
 /// Largest `backup_label` or `tablespace_map` that is read, in bytes: a label is some 300 bytes, and each tablespace one line.
 pub const SMALL_FILE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
+const PARENT_LSN: &str = "INCREMENTAL FROM LSN";
+const PARENT_TIMELINE: &str = "INCREMENTAL FROM TLI";
+
 /// What `backup_label` says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackupLabel {
@@ -19,8 +22,8 @@ pub struct BackupLabel {
     pub timeline: u32,
     /// `START TIME`, if its zone leaves no doubt.
     pub started_at: Option<Timestamp>,
-    /// Whether it is an incremental backup of PostgreSQL 17 or later.
-    pub incremental: bool,
+    /// Of an incremental backup (PostgreSQL 17 and later): where and on which timeline its parent began.
+    pub incremental_from: Option<(Lsn, u32)>,
 }
 
 /// Reads the content of a `backup_label`.
@@ -29,7 +32,8 @@ pub fn parse_backup_label(content: &[u8]) -> Result<BackupLabel, RepositoryError
     let text = std::str::from_utf8(content).map_err(|_| corrupt("is not UTF-8".into()))?;
     let mut start = None;
     let mut started_at = None;
-    let mut incremental = false;
+    let mut parent_lsn = None;
+    let mut parent_timeline = None;
     for line in text.lines() {
         let Some((key, value)) = line.split_once(": ") else {
             continue;
@@ -44,20 +48,51 @@ pub fn parse_backup_label(content: &[u8]) -> Result<BackupLabel, RepositoryError
                 start = Some(parsed.ok_or_else(reason)?);
             }
             "START TIME" => started_at = parse_start_time(value),
-            "INCREMENTAL FROM LSN" | "INCREMENTAL FROM TLI" => incremental = true,
+            PARENT_LSN => {
+                let parsed = value.parse().ok();
+                parent_lsn =
+                    Some(parsed.ok_or_else(|| corrupt(format!("cannot be read: {key}: {value}")))?);
+            }
+            PARENT_TIMELINE => {
+                let parsed = value.parse().ok().filter(|timeline| *timeline > 0);
+                parent_timeline =
+                    Some(parsed.ok_or_else(|| corrupt(format!("cannot be read: {key}: {value}")))?);
+            }
             // CHECKPOINT LOCATION, BACKUP METHOD, BACKUP FROM, LABEL (which people choose), START TIMELINE: PostgreSQL's business.
             _ => {}
         }
     }
     let (start_lsn, start_wal_file, timeline) =
         start.ok_or_else(|| corrupt("has no START WAL LOCATION line".into()))?;
+    let incremental_from = match (parent_lsn, parent_timeline) {
+        (Some(lsn), Some(timeline)) => Some((lsn, timeline)),
+        (None, None) => None,
+        _ => return Err(corrupt("says only half of where its parent began".into())),
+    };
     Ok(BackupLabel {
         start_lsn,
         start_wal_file,
         timeline,
         started_at,
-        incremental,
+        incremental_from,
     })
+}
+
+/// The same label for the whole cluster that an incremental backup stands for: PostgreSQL refuses to start with the lines about
+/// its parent.
+pub(crate) fn without_parent(content: &[u8]) -> Vec<u8> {
+    let is_of_parent = |line: &[u8]| {
+        [PARENT_LSN, PARENT_TIMELINE].iter().any(|key| {
+            line.strip_prefix(key.as_bytes())
+                .is_some_and(|rest| rest.starts_with(b": "))
+        })
+    };
+    let lines = content.split_inclusive(|byte| *byte == b'\n');
+    lines
+        .filter(|line| !is_of_parent(line))
+        .flatten()
+        .copied()
+        .collect()
 }
 
 /// `0/2000028 (file 000000010000000000000002)`
@@ -110,7 +145,28 @@ mod tests {
         assert_eq!(label.timeline, 3);
         assert_eq!(label.start_wal_file, "000000030000000100000002");
         assert_eq!(label.started_at, "2026-11-21T04:53:06Z".parse().ok());
-        assert!(!label.incremental);
+        assert_eq!(label.incremental_from, None);
+    }
+
+    #[test]
+    fn the_label_of_an_increment_tells_its_parent_and_is_shown_without() {
+        let lines = "INCREMENTAL FROM LSN: 1/1000028\nINCREMENTAL FROM TLI: 2\n";
+        let whole = format!("{LABEL}{lines}");
+        let label = parse_backup_label(whole.as_bytes()).unwrap();
+        assert_eq!(label.incremental_from, Some((Lsn(0x1_0100_0028), 2)));
+        assert_eq!(without_parent(whole.as_bytes()), LABEL.as_bytes());
+        assert_eq!(without_parent(LABEL.as_bytes()), LABEL.as_bytes());
+        for bad in [
+            "INCREMENTAL FROM LSN: 1/1000028\n",
+            "INCREMENTAL FROM TLI: 2\n",
+            "INCREMENTAL FROM LSN: x\nINCREMENTAL FROM TLI: 2\n",
+            "INCREMENTAL FROM LSN: 1/1000028\nINCREMENTAL FROM TLI: 0\n",
+        ] {
+            assert!(
+                parse_backup_label(format!("{LABEL}{bad}").as_bytes()).is_err(),
+                "{bad}"
+            );
+        }
     }
 
     #[test]

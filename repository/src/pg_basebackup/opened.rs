@@ -1,19 +1,21 @@
 //! Opening one backup of either shape, and reading from it.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::combined::Combined;
+use super::control::{CONTROL, CONTROL_BYTES, ControlFacts, read_control};
 use super::plain::{PlainFiles, scan_plain};
+use super::siblings::Siblings;
 use super::tar::{TarFiles, compressed_archives, scan_tar};
 use crate::backup::{Backup, CorruptFile};
 use crate::beneath::{open_file, open_root, read_pages_at};
 use crate::checksums::{Standing, Verifier};
 use crate::decoded::Identity;
 use crate::handles::Handles;
-use crate::restore_point::{BackupFormat, RestorePoint};
+use crate::restore_point::{BackupFormat, RestorePoint, Tablespace};
 use crate::tree::{EntryKind, FileIndex, Location, Tree, TreeBuilder};
 use crate::{OpenOptions, RepositoryError};
 
@@ -21,10 +23,13 @@ mod check;
 mod damaged;
 mod outline;
 
-pub(crate) use outline::describe_backup;
+pub(crate) use outline::{began_in_archive, describe_backup, known_of_archive};
+
+use check::no_control;
+pub(crate) use check::{Facts, segment_name};
 
 /// Where a backup is.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Place<'a> {
     /// The repository's directory, below which links may lead.
     pub(crate) repository: &'a Path,
@@ -32,6 +37,35 @@ pub(crate) struct Place<'a> {
     pub(crate) path: PathBuf,
     /// Its label.
     pub(crate) label: String,
+    /// Tablespaces of a plain backup that lie elsewhere than their links lead, or have none.
+    pub(crate) tablespaces: Vec<TablespaceDirectory>,
+}
+
+/// Where a tablespace's files are.
+#[derive(Debug, Clone)]
+pub(crate) struct TablespaceDirectory {
+    pub(crate) path: PathBuf,
+    pub(crate) tablespace: Tablespace,
+}
+
+/// Where the WAL is that recovery needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wal {
+    /// In the backup; without it, the backup is refused.
+    InBackup,
+    /// In an archive: the caller sees to it.
+    Elsewhere,
+}
+
+impl Place<'_> {
+    fn has(&self, name: &str) -> bool {
+        self.path.join(name).symlink_metadata().is_ok()
+    }
+
+    /// Whether it is in archives.
+    pub(crate) fn is_tar(&self) -> bool {
+        !self.has("PG_VERSION") && BASE_ARCHIVES.iter().any(|name| self.has(name))
+    }
 }
 
 /// Names of the archive of the data directory.
@@ -57,12 +91,15 @@ pub(crate) fn looks_like_a_backup(path: &Path) -> bool {
         .any(|sign| path.join(sign).symlink_metadata().is_ok())
 }
 
-/// Opens a backup. One that has to be decoded for it, and is open already, is shared.
+/// Opens a backup, and those among `siblings` that it stands on; checks them as far as that goes without reading their contents.
+/// One that has to be decoded for it, and is open already, is shared.
 pub(crate) fn open_backup(
     place: &Place<'_>,
+    siblings: &Siblings<'_>,
+    wal: Wal,
     options: &OpenOptions,
 ) -> Result<Arc<dyn Backup>, RepositoryError> {
-    let open = || open_anew(place, options);
+    let open = || open_anew(place, siblings, wal, options);
     match (&options.decoded, compressed_identity(place)) {
         (Some(store), Some(identity)) => store.shared().get(identity, open),
         _ => open(),
@@ -71,7 +108,7 @@ pub(crate) fn open_backup(
 
 /// What a backup with compressed archives is on disk; none for others, and where something is wrong, for which opening it has the words.
 fn compressed_identity(place: &Place<'_>) -> Option<Identity> {
-    if place.path.join("PG_VERSION").symlink_metadata().is_ok() {
+    if place.has("PG_VERSION") {
         return None;
     }
     let mut identity = Identity::new(&place.label);
@@ -86,63 +123,72 @@ fn compressed_identity(place: &Place<'_>) -> Option<Identity> {
     Some(identity)
 }
 
-/// Opens a backup, checks it as far as that goes without reading its contents.
-fn open_anew(place: &Place<'_>, options: &OpenOptions) -> Result<Arc<dyn Backup>, RepositoryError> {
-    let is = |name: &str| place.path.join(name).symlink_metadata().is_ok();
-    if is("backup_manifest.tmp") {
-        return Err(RepositoryError::unsupported(
-            "backup_manifest.tmp",
-            "shows that the backup is still being written, or was never finished",
-            "wait until pg_basebackup has ended, or use another backup",
-        ));
+fn open_anew(
+    place: &Place<'_>,
+    siblings: &Siblings<'_>,
+    wal: Wal,
+    options: &OpenOptions,
+) -> Result<Arc<dyn Backup>, RepositoryError> {
+    let stored = Stored::open(place, options)?;
+    if wal == Wal::InBackup {
+        stored.check_wal()?;
     }
-    let is_tar = !is("PG_VERSION") && BASE_ARCHIVES.iter().any(|name| is(name));
-    let mut tree = TreeBuilder::new(options.limits);
-    let (files, links, format) = if is_tar {
-        let scan = scan_tar(&place.path, options, &mut tree)?;
-        let format = match scan.files.codec() {
-            None => BackupFormat::PgBasebackupTar,
-            Some(codec) => BackupFormat::PgBasebackupCompressedTar(codec),
-        };
-        (Files::Tar(scan.files), scan.links, format)
-    } else {
-        let scan = scan_plain(place, options, &mut tree)?;
-        (
-            Files::Plain(scan.files),
-            scan.links,
-            BackupFormat::PgBasebackupPlain,
-        )
-    };
-    let (tree, locations) = tree.finish()?;
-    let content = Content {
-        tree,
-        locations,
-        files,
-        handles: Handles::new(options.limits.open_file_count),
-    };
-    let manifest = open_manifest(&place.path)?;
-    let checked = check::check(&content, links, manifest, place, format);
-    let checked = checked.map_err(|error| content.blame_damage(error))?;
-    let backup = OpenedBackup {
-        content,
-        restore_point: checked.restore_point,
-        verifier: Verifier::new(checked.expected, options.limits.checksum_piece_count),
-    };
-    backup.settle_damaged()?;
-    Ok(Arc::new(backup))
+    match stored.facts.begins.incremental_from {
+        None => Ok(Arc::new(OpenedBackup {
+            restore_point: stored.restore_point(),
+            layer: stored.layer,
+        })),
+        Some(_) => {
+            let combined = Combined::open(stored, siblings, options)?;
+            Ok(Arc::new(combined))
+        }
+    }
 }
 
-/// When a backup was begun, as its label says; `None` where only opening it tells.
-pub(crate) fn started_at(place: &Place<'_>) -> Option<jiff::Timestamp> {
-    let root = open_root(&place.path).ok()?;
-    let Ok(file) = open_file(root.as_fd(), "backup_label") else {
-        return outline::started_at(place);
-    };
-    let mut label = Vec::new();
-    file.take(super::SMALL_FILE_BYTES_MAX)
-        .read_to_end(&mut label)
-        .ok()?;
-    super::parse_backup_label(&label).ok()?.started_at
+/// One backup as it is stored, without those that it may stand on.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) layer: Layer,
+    pub(crate) facts: Facts,
+}
+
+impl Stored {
+    pub(crate) fn open(place: &Place<'_>, options: &OpenOptions) -> Result<Self, RepositoryError> {
+        if place.has("backup_manifest.tmp") {
+            return Err(RepositoryError::unsupported(
+                "backup_manifest.tmp",
+                "shows that the backup is still being written, or was never finished",
+                "wait until pg_basebackup has ended, or use another backup",
+            ));
+        }
+        let (content, links) = Content::scan(place, options)?;
+        let manifest = open_manifest(&place.path)?;
+        let checked = check::check(&content, links, manifest);
+        let (facts, expected) = checked.map_err(|error| content.blame_damage(error))?;
+        let layer = Layer {
+            label: place.label.clone(),
+            content,
+            verifier: Verifier::new(expected, options.limits.checksum_piece_count),
+        };
+        layer.settle_damaged()?;
+        Ok(Self { layer, facts })
+    }
+
+    /// What the backup tells of itself, as if it stood on no other.
+    pub(crate) fn restore_point(&self) -> RestorePoint {
+        let tree = &self.layer.content.tree;
+        self.facts.restore_point(&self.layer.label, tree)
+    }
+
+    /// Refuses a backup without the WAL that its recovery needs.
+    pub(crate) fn check_wal(&self) -> Result<(), RepositoryError> {
+        check::check_wal(&self.layer.content, &self.facts)
+    }
+
+    /// What `pg_control` tells.
+    pub(crate) fn control(&self) -> Result<ControlFacts, RepositoryError> {
+        self.layer.content.control()
+    }
 }
 
 fn open_manifest(path: &Path) -> Result<Option<File>, RepositoryError> {
@@ -163,16 +209,62 @@ enum Files {
 
 /// A tree and where its bytes are.
 #[derive(Debug)]
-struct Content {
-    tree: Tree,
+pub(crate) struct Content {
+    pub(crate) tree: Tree,
     locations: Vec<Location>,
     files: Files,
     handles: Handles<u32>,
 }
 
 impl Content {
+    /// Looks through a backup's directory or archives; gives its tablespaces by their links, too.
+    pub(crate) fn scan(
+        place: &Place<'_>,
+        options: &OpenOptions,
+    ) -> Result<(Self, Vec<Tablespace>), RepositoryError> {
+        let mut tree = TreeBuilder::new(options.limits);
+        let (files, links) = if place.is_tar() {
+            let scan = scan_tar(&place.path, options, &mut tree)?;
+            (Files::Tar(scan.files), scan.links)
+        } else {
+            let scan = scan_plain(place, options, &mut tree)?;
+            (Files::Plain(scan.files), scan.links)
+        };
+        let (tree, locations) = tree.finish()?;
+        let content = Self {
+            tree,
+            locations,
+            files,
+            handles: Handles::new(options.limits.open_file_count),
+        };
+        Ok((content, links))
+    }
+
+    /// Keeps fewer files open from now on.
+    pub(crate) fn keep_open(&mut self, count_max: usize) {
+        self.handles = Handles::new(count_max);
+    }
+
+    fn format(&self) -> BackupFormat {
+        let Files::Tar(files) = &self.files else {
+            return BackupFormat::PgBasebackupPlain;
+        };
+        match files.codec() {
+            None => BackupFormat::PgBasebackupTar,
+            Some(codec) => BackupFormat::PgBasebackupCompressedTar(codec),
+        }
+    }
+
+    /// What `pg_control` tells.
+    pub(crate) fn control(&self) -> Result<ControlFacts, RepositoryError> {
+        let mut beginning = [0; CONTROL_BYTES];
+        let (file, _) = self.tree.find_file(CONTROL).ok_or_else(no_control)?;
+        self.read_at(file, 0, &mut beginning)?;
+        read_control(&beginning)
+    }
+
     /// The path and size of a file.
-    fn describe(&self, file: FileIndex) -> Result<(&str, u64), RepositoryError> {
+    pub(crate) fn describe(&self, file: FileIndex) -> Result<(&str, u64), RepositoryError> {
         match self.tree.file(file) {
             Some(entry) => match entry.kind {
                 EntryKind::File { size_bytes, .. } => Ok((entry.path, size_bytes)),
@@ -186,7 +278,7 @@ impl Content {
     }
 
     /// Reads without counting towards a checksum.
-    fn read_at(
+    pub(crate) fn read_at(
         &self,
         file: FileIndex,
         offset: u64,
@@ -229,7 +321,7 @@ impl Content {
     }
 
     /// Reads a small file whole; none if there is no such file.
-    fn read_small(&self, path: &str) -> Result<Option<Vec<u8>>, RepositoryError> {
+    pub(crate) fn read_small(&self, path: &str) -> Result<Option<Vec<u8>>, RepositoryError> {
         let Some((file, size_bytes)) = self.tree.find_file(path) else {
             return Ok(None);
         };
@@ -263,14 +355,16 @@ fn open_unchanged(
     Ok(file)
 }
 
+/// The files of one backup, counted towards their checksums as they are read.
 #[derive(Debug)]
-struct OpenedBackup {
-    content: Content,
-    restore_point: RestorePoint,
+pub(crate) struct Layer {
+    /// The backup's label.
+    pub(crate) label: String,
+    pub(crate) content: Content,
     verifier: Verifier,
 }
 
-impl OpenedBackup {
+impl Layer {
     fn corrupt(&self, file: FileIndex) -> RepositoryError {
         let path = self
             .content
@@ -290,18 +384,8 @@ impl OpenedBackup {
             }
         }
     }
-}
 
-impl Backup for OpenedBackup {
-    fn restore_point(&self) -> &RestorePoint {
-        &self.restore_point
-    }
-
-    fn tree(&self) -> &Tree {
-        &self.content.tree
-    }
-
-    fn read_at(
+    pub(crate) fn read_at(
         &self,
         file: FileIndex,
         offset: u64,
@@ -319,7 +403,23 @@ impl Backup for OpenedBackup {
         }
     }
 
-    fn corrupt_files(&self) -> Vec<CorruptFile> {
+    /// Reads a stored file from its beginning, until its standing is known or it ends.
+    pub(crate) fn read_through(
+        &self,
+        file: FileIndex,
+        buffer: &mut [u8],
+    ) -> Result<(), RepositoryError> {
+        let mut offset = 0;
+        while self.standing(file) == Standing::Pending {
+            match self.read_at(file, offset, buffer)? {
+                0 => break,
+                count => offset += count as u64,
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn corrupt_files(&self) -> Vec<CorruptFile> {
         let reason = |file| self.corrupt(file).to_string();
         let corrupt = self.verifier.corrupt().into_iter();
         corrupt
@@ -330,7 +430,41 @@ impl Backup for OpenedBackup {
             .collect()
     }
 
-    fn standing(&self, file: FileIndex) -> Standing {
+    pub(crate) fn standing(&self, file: FileIndex) -> Standing {
         self.verifier.standing(file)
+    }
+}
+
+/// A backup that is shown as it is stored.
+#[derive(Debug)]
+struct OpenedBackup {
+    layer: Layer,
+    restore_point: RestorePoint,
+}
+
+impl Backup for OpenedBackup {
+    fn restore_point(&self) -> &RestorePoint {
+        &self.restore_point
+    }
+
+    fn tree(&self) -> &Tree {
+        &self.layer.content.tree
+    }
+
+    fn read_at(
+        &self,
+        file: FileIndex,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, RepositoryError> {
+        self.layer.read_at(file, offset, buffer)
+    }
+
+    fn corrupt_files(&self) -> Vec<CorruptFile> {
+        self.layer.corrupt_files()
+    }
+
+    fn standing(&self, file: FileIndex) -> Standing {
+        self.layer.standing(file)
     }
 }

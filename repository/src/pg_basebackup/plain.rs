@@ -67,6 +67,21 @@ pub(crate) fn scan_plain(
         directory: root,
         prefix: String::new(),
     }];
+    for beside in &place.tablespaces {
+        let path = format!("pg_tblspc/{}", beside.tablespace.oid);
+        let unreadable = |error| RepositoryError::unreadable(&path, "open directory", error);
+        let opened = open_root(&beside.path).map_err(unreadable)?;
+        let stat = rustix::fs::fstat(&opened).map_err(|error| unreadable(error.into()))?;
+        walk.tree.add(Found {
+            path: &path,
+            size_bytes: None,
+            mode: stat.st_mode & 0o7777,
+            modified_at_s: stat.st_mtime,
+            location: Location::default(),
+        })?;
+        walk.links.push(beside.tablespace.clone());
+        walk.linked.push((path, opened));
+    }
     // Links are only found in the data directory itself, so this list does not grow any more.
     for (path, directory) in std::mem::take(&mut walk.linked) {
         walk.source += 1;
@@ -188,6 +203,11 @@ impl Walk<'_> {
         if self.source != 0 || (oid.is_none() && path != "pg_wal") {
             let reason = "is a symbolic link, which has no place in a backup here";
             return Err(RepositoryError::corrupt(path, reason));
+        }
+        // Its files are known to lie elsewhere.
+        let elsewhere = &self.place.tablespaces;
+        if oid.is_some_and(|oid| elsewhere.iter().any(|known| known.tablespace.oid == oid)) {
+            return Ok(());
         }
         let unreadable = |error| RepositoryError::unreadable(path, "follow link", error);
         let target = rustix::fs::readlinkat(directory, name, Vec::new());

@@ -8,8 +8,7 @@ use super::check::Opening;
 use super::passphrase::Passphrase;
 use super::stanza::{Stanza, StanzaOptions};
 use crate::{
-    Backup, BackupChoice, DecodedLimits, DecodedStore, OpenOptions, Repository, RepositoryError,
-    RestorePoints,
+    Backup, BackupChoice, DecodedStore, OpenOptions, Repository, RepositoryError, RestorePoints,
 };
 
 /// What is particular to repositories of pgBackRest.
@@ -38,10 +37,7 @@ pub fn open_pgbackrest(
             setting => setting,
         },
     })?;
-    let store = options
-        .decoded
-        .clone()
-        .unwrap_or_else(|| Arc::new(DecodedStore::new(DecodedLimits::default())));
+    let store = options.decoded_store();
     Ok(Box::new(PgBackRestRepository {
         stanza: Arc::new(stanza),
         options,

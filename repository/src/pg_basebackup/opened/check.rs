@@ -2,43 +2,74 @@
 
 use std::fs::File;
 
-use super::{Content, Place};
+use super::Content;
 use crate::checksums::{Expected, Standing, Verifier};
 use crate::pg_basebackup::backup_label::{BackupLabel, parse_backup_label};
+use crate::pg_basebackup::control::CONTROL;
+use crate::pg_basebackup::increment::file_of_increment;
 use crate::pg_basebackup::manifest::{MANIFEST, Manifest, ManifestFile, read_manifest};
 use crate::pg_basebackup::tablespace_map::parse_tablespace_map;
 use crate::restore_point::{RecoverableInterval, Verification};
-use crate::tree::FileIndex;
+use crate::tree::{FileIndex, Tree};
 use crate::{BackupFormat, BackupKind, Lsn, RepositoryError, RestorePoint, Tablespace};
 
-/// What opening a backup has found out.
+/// What a backup tells of itself.
 #[derive(Debug)]
-pub(super) struct Checked {
-    pub(super) restore_point: RestorePoint,
-    pub(super) expected: Expected,
+pub(crate) struct Facts {
+    /// Where its recovery begins, and where its parent did.
+    pub(crate) begins: BackupLabel,
+    format: BackupFormat,
+    postgresql_major: u32,
+    tablespaces: Vec<Tablespace>,
+    manifest: Option<Manifest>,
+    pub(crate) verification: Verification,
+    started_at: Option<jiff::Timestamp>,
 }
 
+impl Facts {
+    pub(super) fn restore_point(&self, label: &str, tree: &Tree) -> RestorePoint {
+        let manifest = self.manifest.as_ref();
+        let ends = manifest.map(|manifest| manifest.wal_ranges.iter().map(|range| range.end_lsn));
+        RestorePoint {
+            label: label.to_owned(),
+            format: self.format,
+            kind: BackupKind::Full,
+            references: Vec::new(),
+            postgresql_major: self.postgresql_major,
+            started_at: self.started_at,
+            stopped_at: None,
+            size_bytes: tree.size_bytes(),
+            file_count: tree.file_count(),
+            tablespaces: self.tablespaces.clone(),
+            recoverable: RecoverableInterval {
+                from_lsn: self.begins.start_lsn,
+                to_lsn: ends.and_then(Iterator::max),
+                timeline: self.begins.timeline,
+            },
+            system_identifier: manifest.and_then(|manifest| manifest.system_identifier),
+            verification: self.verification,
+        }
+    }
+}
+
+/// Checks all but the WAL; gives the checksums that the files should have, too.
 pub(super) fn check(
     content: &Content,
     links: Vec<Tablespace>,
     manifest: Option<File>,
-    place: &Place<'_>,
-    format: BackupFormat,
-) -> Result<Checked, RepositoryError> {
-    let label = match content.read_small("backup_label")? {
+) -> Result<(Facts, Expected), RepositoryError> {
+    let begins = match content.read_small("backup_label")? {
         Some(label) => parse_backup_label(&label)?,
         None => return Err(no_label(manifest.is_some())),
     };
-    refuse_unfinished_and_incremental(content, &label)?;
+    refuse_stray_increments(content, &begins)?;
+    if content.tree.find_file(CONTROL).is_none() {
+        return Err(no_control());
+    }
     let postgresql_major = postgresql_major(content)?;
     let listed = manifest
         .map(|file| check_manifest(content, file))
         .transpose()?;
-    check_wal(
-        content,
-        &label,
-        listed.as_ref().map(|listed| &listed.manifest),
-    )?;
     let mut tablespaces = links;
     let map = content.read_small("tablespace_map")?.unwrap_or_default();
     merge_map(&mut tablespaces, parse_tablespace_map(&map)?)?;
@@ -49,41 +80,26 @@ pub(super) fn check(
             return Err(RepositoryError::corrupt(path, reason));
         }
     }
-    let to_lsn = listed
-        .as_ref()
-        .and_then(|listed| listed.manifest.wal_ranges.iter().map(|r| r.end_lsn).max());
-    let started_at = label
-        .started_at
-        .or(listed.as_ref().and_then(|listed| listed.label_modified_at));
-    let restore_point = RestorePoint {
-        label: place.label.clone(),
-        format,
-        kind: BackupKind::Full,
-        references: Vec::new(),
-        postgresql_major,
-        started_at,
-        stopped_at: None,
-        size_bytes: content.tree.size_bytes(),
-        file_count: content.tree.file_count(),
-        tablespaces,
-        recoverable: RecoverableInterval {
-            from_lsn: label.start_lsn,
-            to_lsn,
-            timeline: label.timeline,
-        },
-        system_identifier: listed
-            .as_ref()
-            .and_then(|listed| listed.manifest.system_identifier),
-        verification: match &listed {
-            None => Verification::Unverified,
-            Some(listed) if listed.all_have_checksums => Verification::Checksums,
-            Some(_) => Verification::SizesOnly,
-        },
+    let verification = match &listed {
+        None => Verification::Unverified,
+        Some(listed) if listed.all_have_checksums => Verification::Checksums,
+        Some(_) => Verification::SizesOnly,
     };
-    Ok(Checked {
-        restore_point,
-        expected: listed.map(|listed| listed.expected).unwrap_or_default(),
-    })
+    let label_modified_at = listed.as_ref().and_then(|listed| listed.label_modified_at);
+    let started_at = begins.started_at.or(label_modified_at);
+    let (manifest, expected) = listed
+        .map(|listed| (listed.manifest, listed.expected))
+        .unzip();
+    let facts = Facts {
+        begins,
+        format: content.format(),
+        postgresql_major,
+        tablespaces,
+        manifest,
+        verification,
+        started_at,
+    };
+    Ok((facts, expected.unwrap_or_default()))
 }
 
 fn no_label(has_manifest: bool) -> RepositoryError {
@@ -101,32 +117,28 @@ fn no_label(has_manifest: bool) -> RepositoryError {
     }
 }
 
-fn refuse_unfinished_and_incremental(
-    content: &Content,
-    label: &BackupLabel,
-) -> Result<(), RepositoryError> {
-    let remedy = "combine it with the backups that it stands on with pg_combinebackup, and publish the result";
-    let incremental = content.tree.entries().find(|entry| {
-        let name = entry.path.rsplit('/').next();
-        name.is_some_and(|name| name.starts_with("INCREMENTAL."))
-    });
-    if let Some(entry) = incremental {
-        let reason = "belongs to an incremental backup, which cannot be read yet";
-        return Err(RepositoryError::unsupported(entry.path, reason, remedy));
+/// A full backup has no increments.
+fn refuse_stray_increments(content: &Content, label: &BackupLabel) -> Result<(), RepositoryError> {
+    if label.incremental_from.is_some() {
+        return Ok(());
     }
-    if label.incremental {
-        let reason = "is that of an incremental backup, which cannot be read yet";
-        return Err(RepositoryError::unsupported("backup_label", reason, remedy));
+    let mut entries = content.tree.entries();
+    match entries.find(|entry| file_of_increment(entry.path).is_some()) {
+        None => Ok(()),
+        Some(entry) => Err(RepositoryError::corrupt(
+            entry.path,
+            "belongs to an incremental backup, and backup_label says that this is a full one",
+        )),
     }
-    // pg_basebackup writes it last.
-    if content.tree.find_file("global/pg_control").is_none() {
-        return Err(RepositoryError::unsupported(
-            "global/pg_control",
-            "is missing: the backup is still being written, or was never finished",
-            "wait until pg_basebackup has ended, or use another backup",
-        ));
-    }
-    Ok(())
+}
+
+/// pg_basebackup writes it last.
+pub(super) fn no_control() -> RepositoryError {
+    RepositoryError::unsupported(
+        CONTROL,
+        "is missing: the backup is still being written, or was never finished",
+        "wait until pg_basebackup has ended, or use another backup",
+    )
 }
 
 fn postgresql_major(content: &Content) -> Result<u32, RepositoryError> {
@@ -176,11 +188,8 @@ pub(super) fn merge_map(
 }
 
 /// Recovery needs the WAL from the start to the end of the backup, and it has to come from the backup itself.
-fn check_wal(
-    content: &Content,
-    label: &BackupLabel,
-    manifest: Option<&Manifest>,
-) -> Result<(), RepositoryError> {
+pub(super) fn check_wal(content: &Content, facts: &Facts) -> Result<(), RepositoryError> {
+    let (label, manifest) = (&facts.begins, facts.manifest.as_ref());
     let missing = |file: String| {
         RepositoryError::unsupported(
             file,
@@ -231,7 +240,8 @@ fn check_wal(
     Ok(())
 }
 
-fn segment_name(timeline: u32, lsn: Lsn, segment_bytes: u64) -> String {
+/// The name of the segment that holds a WAL position.
+pub(crate) fn segment_name(timeline: u32, lsn: Lsn, segment_bytes: u64) -> String {
     let number = lsn.0 / segment_bytes;
     let per_log = (1_u64 << 32) / segment_bytes;
     format!(

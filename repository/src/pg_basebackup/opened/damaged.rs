@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Content, EntryKind, Files, OpenedBackup};
+use super::{Content, EntryKind, Files, Layer};
 use crate::checksums::Standing;
-use crate::{Backup, FileIndex, RepositoryError};
+use crate::{FileIndex, RepositoryError};
 
 /// Bytes per read.
 const READ_BYTES: usize = 1 << 20;
@@ -28,7 +28,7 @@ impl Content {
     }
 }
 
-impl OpenedBackup {
+impl Layer {
     /// The archive of a file and what is wrong with it, if something is.
     pub(super) fn damage(&self, file: FileIndex) -> Option<(&str, &str)> {
         let Files::Tar(files) = &self.content.files else {

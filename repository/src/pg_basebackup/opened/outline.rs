@@ -4,45 +4,61 @@
 //! beginning of `base.tar` its label. What the rest is worth, opening it tells.
 
 use super::check::{is_exempt, merge_map};
-use super::{Place, open_backup, open_manifest};
+use super::{Place, Siblings, Wal, open_backup, open_manifest};
 use crate::pg_basebackup::backup_label::{BackupLabel, parse_backup_label};
 use crate::pg_basebackup::manifest::{Manifest, ManifestFile, read_manifest};
 use crate::pg_basebackup::tablespace_map::parse_tablespace_map;
 use crate::pg_basebackup::tar::{TarBeginning, read_tar_beginning};
 use crate::restore_point::{RecoverableInterval, Verification};
 use crate::{
-    BackupFormat, BackupKind, Codec, OpenOptions, RepositoryError, RestorePoint, Tablespace,
+    BackupFormat, BackupKind, Codec, Lsn, OpenOptions, RepositoryError, RestorePoint, Tablespace,
 };
 
 /// Describes a backup: a compressed tar backup by its outline where that tells enough, others by opening them.
 pub(crate) fn describe_backup(
     place: &Place<'_>,
+    siblings: &Siblings<'_>,
+    wal: Wal,
     options: &OpenOptions,
 ) -> Result<RestorePoint, RepositoryError> {
     match outline(place) {
         Some(point) => Ok(point),
-        None => Ok(open_backup(place, options)?.restore_point().clone()),
+        None => {
+            let backup = open_backup(place, siblings, wal, options)?;
+            Ok(backup.restore_point().clone())
+        }
     }
 }
 
-/// When a tar backup was begun, as opening it would tell.
-pub(super) fn started_at(place: &Place<'_>) -> Option<jiff::Timestamp> {
-    let beginning = read_tar_beginning(&place.path).ok()??;
-    let label = parse_backup_label(beginning.label.as_deref()?).ok()?;
+/// When and where in the WAL a tar backup was begun, as opening it would tell.
+pub(crate) fn began_in_archive(place: &Place<'_>) -> Option<(jiff::Timestamp, Lsn)> {
+    let label = label_in_archive(place)?;
     let listed = || Listed::read(place)?.label_modified_at;
-    label.started_at.or_else(listed)
+    let started_at = label.started_at.or_else(listed)?;
+    Some((started_at, label.start_lsn))
+}
+
+/// What a tar backup tells of its place in a chain: its label, and its cluster's identity where the manifest has it.
+pub(crate) fn known_of_archive(place: &Place<'_>) -> Option<(BackupLabel, u64)> {
+    let label = label_in_archive(place)?;
+    let system_identifier = Listed::read(place)?.manifest.system_identifier?;
+    Some((label, system_identifier))
+}
+
+fn label_in_archive(place: &Place<'_>) -> Option<BackupLabel> {
+    let beginning = read_tar_beginning(&place.path).ok()??;
+    parse_backup_label(beginning.label.as_deref()?).ok()
 }
 
 /// The outline; none where it does not tell enough or something does not fit, for then opening finds the words for it.
 fn outline(place: &Place<'_>) -> Option<RestorePoint> {
-    let is = |name: &str| place.path.join(name).symlink_metadata().is_ok();
-    if is("PG_VERSION") || is("backup_manifest.tmp") {
+    if place.has("PG_VERSION") || place.has("backup_manifest.tmp") {
         return None;
     }
     let beginning = read_tar_beginning(&place.path).ok()??;
     let codec = beginning.codec?;
     let label = parse_backup_label(beginning.label.as_deref()?).ok()?;
-    if label.incremental {
+    if label.incremental_from.is_some() {
         return None;
     }
     let listed = Listed::read(place)?;

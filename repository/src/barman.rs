@@ -1,0 +1,14 @@
+//! Barman's backups of one server, read in place (Barman 3.4 to 3.17, as far as tests go).
+//!
+//! A backup is a data directory or tar archives as `pg_basebackup` leaves them, with its tablespaces beside it; `backup.info` says how
+//! it stands. The WAL that its recovery needs is not in it, but in the server's archive.
+
+mod backup_info;
+mod python_literal;
+mod repository;
+mod server;
+mod wal;
+mod with_wal;
+
+pub use backup_info::{BackupInfo, Status, parse_backup_info};
+pub use repository::open_barman;

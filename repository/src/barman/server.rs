@@ -1,0 +1,148 @@
+//! The directory of one server of Barman: where its backups and its WAL are.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use super::backup_info::{INFO_BYTES_MAX, Status, parse_backup_info};
+use crate::RepositoryError;
+use crate::beneath::{open_directory, open_file, open_root};
+
+/// An opened directory of a server.
+#[derive(Debug)]
+pub(super) struct Server {
+    root: OwnedFd,
+    pub(super) path: PathBuf,
+}
+
+impl Server {
+    /// Opens the directory of a server, or `barman_home` if it has only one.
+    pub(super) fn open(path: &Path) -> Result<Self, RepositoryError> {
+        let shown = path.display().to_string();
+        let unreadable = |error| RepositoryError::unreadable(&shown, "open repository", error);
+        let path = path.canonicalize().map_err(unreadable)?;
+        let path = match path.join("base").is_dir() {
+            true => path,
+            false => only_server(&path, &shown)?,
+        };
+        Ok(Self {
+            root: open_root(&path).map_err(unreadable)?,
+            path,
+        })
+    }
+
+    /// Opens a file by its path below the server's directory.
+    pub(super) fn file(&self, path: &str) -> io::Result<File> {
+        open_file(self.root.as_fd(), path)
+    }
+
+    /// The ids of all backups, oldest first: their order is that of the times in them.
+    pub(super) fn backup_ids(&self) -> Result<BTreeSet<String>, RepositoryError> {
+        let mut ids = BTreeSet::new();
+        ids.extend(
+            self.names("base")?
+                .into_iter()
+                .filter(|name| is_backup_id(name)),
+        );
+        // Of backups that have nothing else here, as snapshots.
+        for name in self.names("meta")? {
+            let id = name
+                .strip_suffix("-backup.info")
+                .filter(|id| is_backup_id(id));
+            ids.extend(id.map(str::to_owned));
+        }
+        Ok(ids)
+    }
+
+    fn names(&self, directory: &str) -> Result<Vec<String>, RepositoryError> {
+        let unreadable = |error| RepositoryError::unreadable(directory, "list", error);
+        let opened = match open_directory(self.root.as_fd(), directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            opened => opened.map_err(unreadable)?,
+        };
+        let mut names = Vec::new();
+        let entries = rustix::fs::Dir::read_from(&opened);
+        for entry in entries.map_err(|error| unreadable(error.into()))? {
+            let entry = entry.map_err(|error| unreadable(error.into()))?;
+            names.extend(entry.file_name().to_str().ok().map(str::to_owned));
+        }
+        Ok(names)
+    }
+
+    /// How a backup stands; none if there is no such backup.
+    pub(super) fn backup_info(&self, id: &str) -> Result<Option<Status>, RepositoryError> {
+        // In `meta` since Barman 3.13.2.
+        for path in [
+            format!("meta/{id}-backup.info"),
+            format!("base/{id}/backup.info"),
+        ] {
+            let unreadable = |error| RepositoryError::unreadable(&path, "read", error);
+            let file = match self.file(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened.map_err(unreadable)?,
+            };
+            let mut content = Vec::new();
+            let read = file.take(INFO_BYTES_MAX + 1).read_to_end(&mut content);
+            if read.map_err(unreadable)? as u64 > INFO_BYTES_MAX {
+                let reason = "is far larger than such a file can be";
+                return Err(RepositoryError::corrupt(path, reason));
+            }
+            return parse_backup_info(&content, &path).map(Some);
+        }
+        Ok(None)
+    }
+}
+
+/// `20261121T164723`
+pub(super) fn is_backup_id(name: &str) -> bool {
+    let digits =
+        |text: &str, count| text.len() == count && text.bytes().all(|b| b.is_ascii_digit());
+    name.split_once('T')
+        .is_some_and(|(date, time)| digits(date, 8) && digits(time, 6))
+}
+
+fn only_server(home: &Path, shown: &str) -> Result<PathBuf, RepositoryError> {
+    let unreadable = |error| RepositoryError::unreadable(shown, "list repository", error);
+    let mut servers = Vec::new();
+    for entry in std::fs::read_dir(home).map_err(unreadable)? {
+        let path = entry.map_err(unreadable)?.path();
+        if path.join("base").is_dir() {
+            servers.push(path);
+        }
+    }
+    match servers.as_slice() {
+        [server] => Ok(server.clone()),
+        [] => Err(RepositoryError::unsupported(
+            shown,
+            "has no directory base, nor has any directory in it: this is no server of Barman",
+            "name the directory of a server: barman_home and the server's name",
+        )),
+        [_, ..] => Err(RepositoryError::unsupported(
+            shown,
+            format!("has {} servers of Barman", servers.len()),
+            "name the directory of one of them, as a repository of its own",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_times_and_nothing_else() {
+        assert!(is_backup_id("20261121T164723"));
+        for bad in [
+            "",
+            "20261121",
+            "20261121T16472",
+            "20261121T1647233",
+            "../../..T164723",
+            "20261121t164723",
+        ] {
+            assert!(!is_backup_id(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The WAL of a server: the segments that recovery of one backup needs, from its beginning to its end.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use super::server::Server;
+use crate::pg_basebackup::segment_name;
+use crate::pgbackrest::{Compression, Decoding, Framing, ReadFailure, StoredRange};
+use crate::{Lsn, RepositoryError};
+
+/// Most segments of one backup: 64 TiB with the largest segments, 1 TiB with the usual ones.
+const SEGMENT_COUNT_MAX: u64 = 1 << 16;
+/// What is looked at of a file's beginning.
+const MAGIC_BYTES: usize = 6;
+/// XLogLongPageHeaderData: the system identifier after the 24 bytes of a page's short header, then the segment's size.
+const HEAD_BYTES: usize = 36;
+
+/// What a backup needs.
+#[derive(Debug)]
+pub(super) struct WalRange {
+    pub(super) timeline: u32,
+    pub(super) start_lsn: Lsn,
+    pub(super) end_lsn: Lsn,
+    pub(super) segment_bytes: u64,
+    /// The cluster that the WAL must be of, if known.
+    pub(super) system_identifier: Option<u64>,
+}
+
+/// A WAL segment as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Segment {
+    /// Its name in `pg_wal`.
+    pub(super) name: String,
+    /// Its path below the server's directory.
+    pub(super) path: String,
+    pub(super) compression: Compression,
+    pub(super) stored_bytes: u64,
+}
+
+impl Segment {
+    /// How its bytes become WAL.
+    pub(super) fn decoding(&self) -> Decoding<'static> {
+        Decoding {
+            compression: self.compression,
+            framing: Framing::Standard,
+            passphrase: None,
+        }
+    }
+}
+
+/// Finds the segments, and sees that the first is WAL of this cluster.
+pub(super) fn find_wal(server: &Server, range: &WalRange) -> Result<Vec<Segment>, RepositoryError> {
+    let first_number = range.start_lsn.0 / range.segment_bytes;
+    // An end at a segment's very beginning needs nothing of that segment.
+    let last_number = range.end_lsn.0.saturating_sub(1) / range.segment_bytes;
+    if last_number < first_number || last_number - first_number >= SEGMENT_COUNT_MAX {
+        let reason = format!("has its WAL from {} to {}", range.start_lsn, range.end_lsn);
+        return Err(RepositoryError::corrupt("backup.info", reason));
+    }
+    let mut segments = Vec::new();
+    for number in first_number..=last_number {
+        let at = Lsn(number * range.segment_bytes);
+        let name = segment_name(range.timeline, at, range.segment_bytes);
+        segments.push(find_segment(server, &name, range.segment_bytes)?);
+    }
+    if let Some(first) = segments.first() {
+        check_cluster(server, first, range)?;
+    }
+    Ok(segments)
+}
+
+/// A segment is in `wals`, or still where `pg_receivewal` has written it.
+fn find_segment(
+    server: &Server,
+    name: &str,
+    segment_bytes: u64,
+) -> Result<Segment, RepositoryError> {
+    let prefix = name.get(..16).unwrap_or_default();
+    let archived = format!("wals/{prefix}/{name}");
+    for path in [archived.clone(), format!("streaming/{name}")] {
+        let unreadable = |error| RepositoryError::unreadable(&path, "read", error);
+        let file = match server.file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened.map_err(unreadable)?,
+        };
+        let stored_bytes = file.metadata().map_err(unreadable)?.len();
+        let mut beginning = Vec::new();
+        let read = file.take(MAGIC_BYTES as u64).read_to_end(&mut beginning);
+        read.map_err(unreadable)?;
+        let compression = compression_of(&beginning).map_err(|what| {
+            RepositoryError::unsupported(
+                &path,
+                what,
+                "have Barman keep WAL with compression gzip, bzip2, zstd, lz4 or none, and without encryption",
+            )
+        })?;
+        if compression == Compression::None && stored_bytes != segment_bytes {
+            let reason = format!("has {stored_bytes} bytes, and a WAL segment {segment_bytes}");
+            return Err(RepositoryError::corrupt(path, reason));
+        }
+        return Ok(Segment {
+            name: name.to_owned(),
+            path,
+            compression,
+            stored_bytes,
+        });
+    }
+    Err(RepositoryError::unsupported(
+        archived,
+        "is not in Barman's archive, nor is the segment in streaming, and recovery of the backup needs it",
+        "wait for WAL that is not archived yet (barman cron, barman switch-wal), or use another backup",
+    ))
+}
+
+/// How a segment is compressed: names in Barman's archive do not tell. What it is, else.
+fn compression_of(beginning: &[u8]) -> Result<Compression, &'static str> {
+    const KNOWN: [(&[u8], Compression); 4] = [
+        (b"\x1f\x8b\x08", Compression::Gz),
+        (b"BZh", Compression::Bz2),
+        (b"\x28\xb5\x2f\xfd", Compression::Zst),
+        (b"\x04\x22\x4d\x18", Compression::Lz4),
+    ];
+    let known = KNOWN.iter().find(|(magic, _)| beginning.starts_with(magic));
+    if let Some((_, compression)) = known {
+        return Ok(*compression);
+    }
+    // XLOG_PAGE_MAGIC has been 0xD0xx and 0xD1xx, in the machine's byte order.
+    match beginning {
+        [_, 0xD0 | 0xD1, ..] => Ok(Compression::None),
+        [0xFD, b'7', b'z', b'X', b'Z', 0] => Err("is compressed by xz, which cannot be read"),
+        [0xFF, 0x06, 0, 0, b's', b'N'] => Err("is compressed by snappy, which cannot be read"),
+        _ => Err(
+            "is no WAL and no WAL compressed in a way that is known: encrypted, or by a filter of its own",
+        ),
+    }
+}
+
+fn check_cluster(
+    server: &Server,
+    first: &Segment,
+    range: &WalRange,
+) -> Result<(), RepositoryError> {
+    let unreadable = |error| RepositoryError::unreadable(&first.path, "open", error);
+    let file = server.file(&first.path).map_err(unreadable)?;
+    let stored = StoredRange::new(Arc::new(file), 0, first.stored_bytes);
+    let failure: ReadFailure = stored.failure();
+    let mut head = [0; HEAD_BYTES];
+    let read = first.decoding().decoder(stored);
+    let read = read.and_then(|mut decoder| decoder.read_exact(&mut head));
+    read.map_err(|error| failure.explain(&first.path, "its first page", &error))?;
+    let (_, fields) = head.split_at(24);
+    let identifier = u64::from_ne_bytes(fields.first_chunk().copied().unwrap_or_default());
+    let size = fields.last_chunk().copied().unwrap_or_default();
+    let size = u64::from(u32::from_ne_bytes(size));
+    let corrupt = |reason: String| Err(RepositoryError::corrupt(&first.path, reason));
+    match range.system_identifier {
+        Some(wanted) if wanted != identifier => corrupt(format!(
+            "is WAL of cluster {identifier}, and the backup of {wanted}"
+        )),
+        _ if size != range.segment_bytes => {
+            let wanted = range.segment_bytes;
+            corrupt(format!(
+                "is of segments of {size} bytes, and backup.info says {wanted}"
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_beginning_of_a_segment_tells_its_compression() {
+        for (beginning, wanted) in [
+            (&b"\x10\xd1\x07\0\x01\0"[..], Some(Compression::None)),
+            (b"\x1f\x8b\x08\0\0\0", Some(Compression::Gz)),
+            (b"BZh91A", Some(Compression::Bz2)),
+            (b"\x28\xb5\x2f\xfd\0\0", Some(Compression::Zst)),
+            (b"\x04\x22\x4d\x18\0\0", Some(Compression::Lz4)),
+            (b"\xfd7zXZ\0", None),
+            (b"\xff\x06\0\0sN", None),
+            (b"\0\0\0\0\0\0", None),
+            (b"", None),
+        ] {
+            assert_eq!(compression_of(beginning).ok(), wanted, "{beginning:?}");
+        }
+    }
+}

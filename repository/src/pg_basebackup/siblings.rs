@@ -1,0 +1,135 @@
+//! The backups of one repository, among which the parents of an incremental one are looked for.
+
+use std::fmt;
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::sync::OnceLock;
+
+use super::backup_label::{BackupLabel, SMALL_FILE_BYTES_MAX, parse_backup_label};
+use super::chain::{Known, find_chain};
+use super::control::{CONTROL, CONTROL_BYTES, read_control};
+use super::opened::{Content, Place, began_in_archive, known_of_archive};
+use crate::beneath::{open_file, open_root, read_full_at};
+use crate::{Lsn, OpenOptions, RepositoryError};
+
+/// Lists the places of a repository's backups.
+pub(crate) type ListPlaces<'a> = dyn Fn() -> Result<Vec<Place<'a>>, RepositoryError> + 'a;
+
+/// The backups of one repository; what is known of them is found out when somebody asks, once.
+pub(crate) struct Siblings<'a> {
+    list: Box<ListPlaces<'a>>,
+    options: &'a OpenOptions,
+    plain: OnceLock<Vec<Sibling<'a>>>,
+    /// Apart, because to look into archives takes long.
+    archived: OnceLock<Vec<Sibling<'a>>>,
+}
+
+#[derive(Debug, Clone)]
+struct Sibling<'a> {
+    place: Place<'a>,
+    known: Known,
+}
+
+impl fmt::Debug for Siblings<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = self.plain.get().map(Vec::len);
+        write!(f, "Siblings({count:?} plain)")
+    }
+}
+
+impl<'a> Siblings<'a> {
+    pub(crate) fn new(list: Box<ListPlaces<'a>>, options: &'a OpenOptions) -> Self {
+        Self {
+            list,
+            options,
+            plain: OnceLock::new(),
+            archived: OnceLock::new(),
+        }
+    }
+
+    /// The places of the backups that one stands on, from its parent to the full one.
+    pub(crate) fn chain_of(&self, newest: &Known) -> Result<Vec<Place<'a>>, RepositoryError> {
+        let plain = self.look(&self.plain, |place| !place.is_tar())?;
+        let among_plain = pick(newest, plain);
+        let archived = match among_plain {
+            Err(_) => self.look(&self.archived, |place| place.is_tar())?,
+            Ok(_) => &[],
+        };
+        if archived.is_empty() {
+            return among_plain;
+        }
+        let all: Vec<_> = plain.iter().chain(archived).cloned().collect();
+        pick(newest, &all)
+    }
+
+    fn look<'s>(
+        &'s self,
+        seen: &'s OnceLock<Vec<Sibling<'a>>>,
+        is_wanted: impl Fn(&Place<'_>) -> bool,
+    ) -> Result<&'s [Sibling<'a>], RepositoryError> {
+        if let Some(seen) = seen.get() {
+            return Ok(seen);
+        }
+        let places = (self.list)()?.into_iter().filter(is_wanted);
+        // What cannot be read is nobody's parent; opening it says why.
+        let siblings = places.filter_map(|place| {
+            let known = known(&place, self.options)?;
+            Some(Sibling { place, known })
+        });
+        let siblings = siblings.collect();
+        Ok(seen.get_or_init(|| siblings))
+    }
+}
+
+fn pick<'a>(newest: &Known, siblings: &[Sibling<'a>]) -> Result<Vec<Place<'a>>, RepositoryError> {
+    let known: Vec<_> = siblings
+        .iter()
+        .map(|sibling| sibling.known.clone())
+        .collect();
+    let chain = find_chain(newest, &known)?;
+    let places = chain.iter().filter_map(|place| siblings.get(*place));
+    Ok(places.map(|sibling| sibling.place.clone()).collect())
+}
+
+fn known(place: &Place<'_>, options: &OpenOptions) -> Option<Known> {
+    let (begins, system_identifier) = match place.is_tar() {
+        false => {
+            let root = open_root(&place.path).ok()?;
+            let file = open_file(root.as_fd(), CONTROL).ok()?;
+            let mut beginning = [0; CONTROL_BYTES];
+            read_full_at(&file, 0, &mut beginning).ok()?;
+            let control = read_control(&beginning).ok()?;
+            (read_plain_label(place)?, control.system_identifier)
+        }
+        true => known_of_archive(place).or_else(|| {
+            let (content, _) = Content::scan(place, options).ok()?;
+            let label = content.read_small("backup_label").ok()??;
+            let control = content.control().ok()?;
+            Some((parse_backup_label(&label).ok()?, control.system_identifier))
+        })?,
+    };
+    Some(Known {
+        label: place.label.clone(),
+        begins,
+        system_identifier,
+    })
+}
+
+fn read_plain_label(place: &Place<'_>) -> Option<BackupLabel> {
+    let root = open_root(&place.path).ok()?;
+    let file = open_file(root.as_fd(), "backup_label").ok()?;
+    let mut label = Vec::new();
+    file.take(SMALL_FILE_BYTES_MAX)
+        .read_to_end(&mut label)
+        .ok()?;
+    parse_backup_label(&label).ok()
+}
+
+/// When and where in the WAL a backup was begun, as its label says; `None` where only opening it tells.
+pub(crate) fn began(place: &Place<'_>) -> Option<(jiff::Timestamp, Lsn)> {
+    if place.is_tar() {
+        return began_in_archive(place);
+    }
+    let label = read_plain_label(place)?;
+    Some((label.started_at?, label.start_lsn))
+}

@@ -1,0 +1,198 @@
+//! The real Barman for a test: a cluster that archives to three servers of Barman, one for each way of taking backups, and what
+//! `barman recover` makes of those.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+
+use crate::postgres::{Installation, TestPostgres, as_postgres, give_to_postgres, run};
+
+/// Servers by how their backups are taken.
+pub const RSYNC: &str = "rs";
+/// By `pg_basebackup`, into a directory.
+pub const PLAIN: &str = "pg";
+/// By `pg_basebackup`, into tar archives that are not compressed.
+pub const TAR: &str = "tar";
+
+/// In place of `ssh`: options, a host, options, a command, which runs here.
+const SSH: &str = "#!/bin/sh\n\
+    while :; do case $1 in here) shift ;; -[op]) shift 2 ;; -*) shift ;; *) break ;; esac; done\n\
+    [ $# -gt 0 ] || exec sh\n\
+    exec sh -c \"$*\"\n";
+
+/// Debian's Barman: 3.4 in bookworm, 3.13 in trixie.
+pub fn of_debian() -> PathBuf {
+    "/usr/bin/barman".into()
+}
+
+/// Today's, 3.17, as `./test` installs it.
+pub fn of_today() -> PathBuf {
+    let place = std::env::var_os("PGINSTANT_TEST_BARMAN").map(PathBuf::from);
+    place.unwrap_or_else(|| "/var/cache/pginstant-test/barman-3.17.0/bin/barman".into())
+}
+
+/// A cluster and its servers; all of it goes away with the test.
+#[derive(Debug)]
+pub struct Stage {
+    program: PathBuf,
+    cluster: TestPostgres,
+    directory: TempDir,
+}
+
+impl Stage {
+    /// Makes a cluster with a tablespace, and has it archive to each server.
+    pub fn new(program: PathBuf, installation: &Installation) -> Result<Self> {
+        anyhow::ensure!(
+            program.exists(),
+            "{} is not installed; ./test installs it",
+            program.display()
+        );
+        let directory = tempfile::Builder::new()
+            .prefix("pginstant-barman-")
+            .tempdir_in("/var/tmp")?;
+        give_to_postgres(directory.path())?;
+        let mut cluster = TestPostgres::start_new(installation)?;
+        cluster.create_tablespace("one")?;
+        let mut stage = Self {
+            program,
+            cluster,
+            directory,
+        };
+        stage.configure()?;
+        stage.archive()?;
+        Ok(stage)
+    }
+
+    fn configure(&self) -> Result<()> {
+        let here = self.directory.path().display();
+        let connection = format!(
+            "host={} port={} user=postgres dbname=postgres",
+            self.cluster.socket_directory().display(),
+            self.cluster.port()
+        );
+        let bin = self.cluster.installation().bin.display();
+        let mut text = format!(
+            "[barman]\nbarman_home = {here}/home\nbarman_user = postgres\nlog_file = {here}/barman.log\nlog_level = INFO\n\
+             configuration_files_directory = {here}/conf.d\npath_prefix = {bin}\nbackup_options = concurrent_backup\nimmediate_checkpoint = true\narchiver = on\n"
+        );
+        for (server, lines) in [
+            (
+                RSYNC,
+                format!(
+                    "backup_method = rsync\nreuse_backup = link\nssh_command = {here}/ssh here\ncompression = gzip"
+                ),
+            ),
+            (
+                PLAIN,
+                format!(
+                    "backup_method = postgres\nstreaming_conninfo = {connection}\ncompression = bzip2"
+                ),
+            ),
+            (
+                TAR,
+                format!(
+                    "backup_method = postgres\nstreaming_conninfo = {connection}\nbackup_compression = none"
+                ),
+            ),
+        ] {
+            text +=
+                &format!("[{server}]\ndescription = {server}\nconninfo = {connection}\n{lines}\n");
+            std::fs::create_dir_all(self.server(server).join("incoming"))?;
+        }
+        std::fs::create_dir(self.directory.path().join("conf.d"))?;
+        std::fs::write(self.configuration(), text)?;
+        // A segment appears where Barman looks for it when it is whole.
+        let archive = format!(
+            "#!/bin/sh\nset -e\nhome={here}/home\nfor server in {RSYNC} {PLAIN} {TAR}; do\n\
+             cp \"$1\" \"$home/$2.$server\"\nmv \"$home/$2.$server\" \"$home/$server/incoming/$2\"\ndone\n"
+        );
+        for (name, script) in [("ssh", SSH), ("archive", &archive)] {
+            let path = self.directory.path().join(name);
+            std::fs::write(&path, script)?;
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755))?;
+        }
+        let mut chown = std::process::Command::new("chown");
+        run(chown.args(["-R", "postgres"]).arg(self.directory.path())).map(drop)
+    }
+
+    fn configuration(&self) -> PathBuf {
+        self.directory.path().join("barman.conf")
+    }
+
+    /// Has the cluster archive its WAL, and each server receive some.
+    fn archive(&mut self) -> Result<()> {
+        let script = self.directory.path().join("archive");
+        let command = format!("{} %p %f", script.display());
+        for (name, value) in [("archive_mode", "on"), ("archive_command", &command)] {
+            let sql = format!("ALTER SYSTEM SET {name} = '{value}'");
+            self.cluster.psql("postgres", &sql)?;
+        }
+        self.cluster.stop("fast")?;
+        self.cluster.start()?;
+        // What one has received, all have.
+        self.run(&["switch-wal", "--force", "--archive", RSYNC])?;
+        for server in [PLAIN, TAR] {
+            self.run(&["archive-wal", server])?;
+        }
+        Ok(())
+    }
+
+    /// The directory of a server.
+    pub fn server(&self, name: &str) -> PathBuf {
+        self.directory.path().join("home").join(name)
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> &TestPostgres {
+        &self.cluster
+    }
+
+    /// Takes a backup and returns its id.
+    pub fn backup(&self, server: &str, arguments: &[&str]) -> Result<String> {
+        let all: Vec<&str> = ["backup", "--wait"]
+            .into_iter()
+            .chain(arguments.iter().copied())
+            .chain([server])
+            .collect();
+        self.run(&all)?;
+        let listed = self.run(&["list-backups", "--minimal", server])?;
+        let newest = listed
+            .lines()
+            .next()
+            .context("the id of the newest backup")?;
+        Ok(newest.trim().to_owned())
+    }
+
+    /// What `barman recover` makes of a backup: `data` in a directory that goes away, and the tablespace beside it.
+    pub fn recover(&self, server: &str, id: &str, arguments: &[&str]) -> Result<TempDir> {
+        let to = tempfile::Builder::new()
+            .prefix("recovered-")
+            .tempdir_in(self.directory.path())?;
+        give_to_postgres(to.path())?;
+        let tablespace = format!("one:{}/one", to.path().display());
+        let data = to.path().join("data").display().to_string();
+        let all: Vec<&str> = ["recover", "--tablespace", &tablespace]
+            .into_iter()
+            .chain(arguments.iter().copied())
+            .chain([server, id, &data])
+            .collect();
+        self.run(&all)?;
+        Ok(to)
+    }
+
+    /// Runs the real program; what it wrote to standard output.
+    pub fn run(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = as_postgres(&self.program);
+        command.arg("-c").arg(self.configuration()).args(arguments);
+        let output = run(&mut command);
+        let output = output.with_context(|| {
+            let log = self.directory.path().join("barman.log");
+            let log = std::fs::read_to_string(log).unwrap_or_default();
+            let last = log.lines().rev().take(20).collect::<Vec<_>>();
+            last.into_iter().rev().collect::<Vec<_>>().join("\n")
+        })?;
+        Ok(String::from_utf8(output.stdout)?)
+    }
+}
