@@ -18,6 +18,7 @@ mod transfer;
 
 pub use control_file::control_file;
 pub use hydrator::{Hydrator, HydratorOptions};
+pub(crate) use mount_fs::WRITE_BYTES_MAX;
 pub use mount_fs::{MountFs, MountFsParts, Passthrough};
 pub use pool::Pool;
 pub use room::{Limits, Room};

@@ -12,6 +12,9 @@ use clap::{Parser, Subcommand};
 use common::problem::{ErrorCode, Problem};
 use tokio_util::sync::CancellationToken;
 
+#[global_allocator]
+static ALLOCATOR: agent::sys::PresentBuffers = agent::sys::PresentBuffers;
+
 /// Acts on a target host for pginstant: mounts backups and runs PostgreSQL on them.
 #[derive(Debug, Parser)]
 #[command(name = "pginstant-agent", version)]

@@ -1,11 +1,15 @@
 //! The few places where the system's interface needs `unsafe`.
 #![allow(unsafe_code)]
 
+mod present_buffers;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::DupFlags;
 use rustix::ioctl;
+
+pub use present_buffers::PresentBuffers;
 
 /// Takes over a descriptor that the supervisor passed by inheritance under a number.
 ///

@@ -415,6 +415,84 @@ fn what_was_written_and_not_flushed_is_there_after_unmounting() {
 }
 
 #[test]
+fn no_write_fails_although_workers_are_killed_as_soon_as_they_serve() {
+    const WRITTEN_BYTES: usize = 256 << 10;
+    let mut fixture = Fixture::new("root", make_files);
+    fixture.serve();
+    let options = MountOptions {
+        passthrough: false,
+        ..MountOptions::default()
+    };
+    fixture.mount(&options).unwrap();
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..6u8)
+            .map(|number| {
+                let path = fixture.data().join(format!("written{number}"));
+                let ended = &ended;
+                scope.spawn(move || {
+                    let file = File::create_new(path)?;
+                    while !ended.load(Ordering::Relaxed) {
+                        file.write_all_at(&vec![number; WRITTEN_BYTES], 0)?;
+                    }
+                    io::Result::Ok(())
+                })
+            })
+            .collect();
+        // Also when something below fails.
+        let _end = Ended(&ended);
+        for age_ms in [0, 1050, 1, 1050, 2, 1050, 3, 1050, 4, 1050, 5] {
+            let starts = fixture.status().worker_starts;
+            // One that has lived for a second is replaced at once.
+            std::thread::sleep(Duration::from_millis(age_ms));
+            fixture.kill_worker();
+            wait_for("a new worker", Duration::from_secs(20), || {
+                agent::worker::client::status(&fixture.place)
+                    .is_ok_and(|s| s.is_some_and(|s| s.worker_starts > starts))
+            });
+            wait_for("its buffers are in memory", Duration::from_secs(20), || {
+                let pid = fixture.worker_pid();
+                pid.is_some_and(|pid| present_in_large_mappings(pid) >= 2 << 20)
+            });
+        }
+        ended.store(true, Ordering::Relaxed);
+        for writer in writers {
+            writer.join().unwrap().unwrap();
+        }
+    });
+    for number in 0..6u8 {
+        let found = fs::read(fixture.data().join(format!("written{number}"))).unwrap();
+        assert!(found == [number; WRITTEN_BYTES], "{number}");
+    }
+    fixture.unmount();
+}
+
+/// Tells others to end when it is dropped.
+struct Ended<'a>(&'a AtomicBool);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Bytes that are in memory of a process's mappings that are large enough for a buffer of requests.
+fn present_in_large_mappings(pid: i32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
+    let (mut large, mut present) = (false, 0);
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let value = |word: Option<&str>| word.unwrap().parse::<u64>().unwrap() << 10;
+        match words.next() {
+            Some("Size:") => large = value(words.next()) >= 16 << 20,
+            Some("Rss:") if large => present += value(words.next()),
+            _ => {}
+        }
+    }
+    present
+}
+
+#[test]
 fn a_worker_is_replaced_although_its_program_was_replaced_or_removed() {
     let mut fixture = Fixture::new("root", make_files);
     fixture.serve();

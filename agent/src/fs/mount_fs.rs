@@ -29,7 +29,7 @@ use crate::cache::store::{Facts, NewNode, Store};
 /// Attributes and names change through this process only, so that the kernel may remember them.
 pub(super) const TTL: Duration = Duration::from_secs(3600);
 /// Largest write that the kernel sends.
-pub(super) const WRITE_BYTES_MAX: u32 = 1024 * 1024;
+pub(crate) const WRITE_BYTES_MAX: u32 = 1024 * 1024;
 /// Set in the number of a request that is sent again.
 const RESENT: u64 = 1 << 63;
 /// Set in the number under which the opening of a file is remembered.
