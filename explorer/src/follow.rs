@@ -318,6 +318,7 @@ impl SessionView {
             EventBody::SwitchedOver(switched_over) => {
                 self.steps = switched_over.steps.iter().map(done).collect();
                 self.published = None;
+                self.ready = None;
                 self.switched_over = Some(switched_over);
             }
             EventBody::Waiting(waiting) => {
@@ -336,6 +337,7 @@ impl SessionView {
             EventBody::Cancelling(_) | EventBody::Unpublishing(_) => {
                 self.published = None;
                 self.mounted = None;
+                self.ready = None;
                 self.waiting = None;
             }
             EventBody::Cancelled(_) | EventBody::Completed(_) => self.waiting = None,

@@ -336,3 +336,20 @@ fn a_switchover_that_went_back_is_a_failure_once_the_session_is_ready_again() {
     let end = view.end(Goal::SwitchedOver, 0);
     assert_eq!(end, Some(End::Failed(Some(samples::problem()))));
 }
+
+#[test]
+fn a_session_that_was_ready_and_is_cancelled_is_not_ready_any_more() {
+    use SessionStatus::{Cancelled, Cancelling, ReadyForSwitchover as Ready};
+    let ready = ReadyForSwitchover {
+        lag: Lag::default(),
+        switchover: SwitchoverMode::Manual,
+        steps: Vec::new(),
+    };
+    let view = fold([
+        event(1, Ready, ready),
+        event(2, Cancelling, common::messages::Cancelling {}),
+        event(3, Cancelled, common::messages::Cancelled {}),
+    ]);
+    assert_eq!(view.end(Goal::Gone, 1), Some(End::Reached));
+    assert_eq!(view.ready, None);
+}
