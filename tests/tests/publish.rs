@@ -52,11 +52,12 @@ async fn publish_read_write_unpublish(
             .await?
             == "200000"
     );
+    // A balance that no load of pgbench has left there.
     system
         .sql(
             &detail,
             "shop",
-            "UPDATE pgbench_accounts SET abalance = 7 WHERE aid % 10 = 0",
+            "UPDATE pgbench_accounts SET abalance = 123456789 WHERE aid % 10 = 0",
         )
         .await?;
     system.sql(&detail, "shop", "CHECKPOINT").await?;
@@ -64,7 +65,7 @@ async fn publish_read_write_unpublish(
         .sql(
             &detail,
             "shop",
-            "SELECT count(*) FROM pgbench_accounts WHERE abalance = 7",
+            "SELECT count(*) FROM pgbench_accounts WHERE abalance = 123456789",
         )
         .await?;
     ensure!(changed == "20000", "{changed} rows");
