@@ -4,6 +4,7 @@ pub mod base;
 pub mod cache;
 pub mod fs;
 pub mod hand;
+mod own_program;
 pub mod postgresql;
 mod recovery;
 pub mod supervisor;

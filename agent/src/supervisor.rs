@@ -79,9 +79,7 @@ pub fn is_mounted(place: &SessionPlace) -> bool {
 
 /// Starts a detached supervisor from this very program and waits until the mount answers; found running is fine.
 pub fn start(place: &SessionPlace, options: &MountOptions) -> Result<MountStatus, Problem> {
-    let program =
-        std::env::current_exe().map_err(io_problem("find the agent's own program".to_owned()))?;
-    start_program(&program, place, options)
+    start_program(&crate::own_program::path(), place, options)
 }
 
 /// As [`start`], with the agent's program given.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use common::messages::Step;
 use common::problem::Problem;
+use tempfile::TempDir;
 use tests::gate::{Moment, request_of};
 use tests::ready::Ready;
 use tests::recoverable::{World, WorldOptions, private};
@@ -79,9 +80,8 @@ async fn sabotaged_at(ready: Ready, volume: &Volume, steps: &[Step]) -> Result<(
     ready.ends_well().await
 }
 
-#[tokio::test]
-async fn a_full_volume_of_the_standby_makes_a_switchover_go_back_or_wait_until_there_is_room()
--> Result<()> {
+/// A world whose original, and so its standby, has a small volume of its own; to be dropped from the last to the first.
+async fn on_small_volume() -> Result<(TempDir, Volume, World)> {
     let ground = private("pginstant-small-")?;
     let volume = Volume::mount(
         &ground.path().join("image"),
@@ -95,6 +95,13 @@ async fn a_full_volume_of_the_standby_makes_a_switchover_go_back_or_wait_until_t
         ..WorldOptions::default()
     };
     let world = World::with(15, options).await?;
+    Ok((ground, volume, world))
+}
+
+#[tokio::test]
+async fn a_full_volume_of_the_standby_makes_a_switchover_go_back_or_wait_until_there_is_room()
+-> Result<()> {
+    let (_ground, volume, world) = on_small_volume().await?;
     let ready = Ready::of(world).await?;
     sabotaged_at(
         ready,
@@ -131,19 +138,7 @@ async fn a_full_volume_of_the_write_cache_makes_a_switchover_go_back_or_wait_unt
 #[tokio::test]
 async fn a_volume_that_fills_up_during_the_copy_keeps_nobody_from_working_and_the_copy_begins_anew()
 -> Result<()> {
-    let ground = private("pginstant-small-")?;
-    let volume = Volume::mount(
-        &ground.path().join("image"),
-        &ground.path().join("volume"),
-        VOLUME_BYTES,
-    )?;
-    let options = WorldOptions {
-        gate: true,
-        target_lines: SMALL_WAL.to_owned(),
-        original_in: Some(ground.path().join("volume")),
-        ..WorldOptions::default()
-    };
-    let world = World::with(15, options).await?;
+    let (_ground, volume, world) = on_small_volume().await?;
     let gate = world.system.gate()?;
     gate.want(Moment::Before, "BeginReplication")?;
     let copying = Ready::to_be(world).await?;

@@ -3,7 +3,6 @@
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -13,6 +12,7 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 
 use super::{END_AND_DISCARD, END_AND_KEEP, Kept, SuperviseSpec, io_problem, is_mounted, unmount};
+use crate::own_program;
 use crate::worker::WorkerSpec;
 
 /// How long a worker may take to make everything durable before it counts as hanging.
@@ -61,13 +61,11 @@ impl Told {
 /// Keeps a worker running until told to end or until the mount is gone.
 pub(super) async fn keep_worker(spec: &SuperviseSpec, kept: &Kept) -> Result<(), Problem> {
     let mut told = Told::listen().map_err(io_problem("listen to signals".to_owned()))?;
-    let program =
-        std::env::current_exe().map_err(io_problem("find the agent's own program".to_owned()))?;
     let mut starts = 0;
     let mut pause = Duration::ZERO;
     loop {
         let started_at = Instant::now();
-        let mut worker = match spawn_worker(spec, kept, (&program, starts + 1)) {
+        let mut worker = match spawn_worker(spec, kept, starts + 1) {
             Ok(worker) => worker,
             // The first one's failure is its starter's business; to give up a mount that serves would fail what its users do.
             Err(error) if starts == 0 => {
@@ -151,12 +149,7 @@ async fn finish(worker: &mut Child, discarded: impl Future<Output = ()>) {
     }
 }
 
-/// Starts the program that is at our place now, which an upgrade may have replaced; else our own.
-fn spawn_worker(
-    spec: &SuperviseSpec,
-    kept: &Kept,
-    (program, starts): (&Path, u32),
-) -> io::Result<Child> {
+fn spawn_worker(spec: &SuperviseSpec, kept: &Kept, starts: u32) -> io::Result<Child> {
     let worker = WorkerSpec {
         place: spec.place.clone(),
         options: spec.options.clone(),
@@ -166,19 +159,12 @@ fn spawn_worker(
         starts,
         supervisor_pid: std::process::id(),
     };
-    let worker = serde_json::to_string(&worker)?;
-    let spawn = |program: &Path| {
-        Command::new(program)
-            .args(["worker", "--spec", &worker])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-    };
-    spawn(program).or_else(|error| {
-        tracing::warn!(%error, program = %program.display(), "start our own program instead");
-        spawn(Path::new("/proc/self/exe"))
-    })
+    Command::new(own_program::path())
+        .args(["worker", "--spec", &serde_json::to_string(&worker)?])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
 }
 
 #[cfg(test)]
