@@ -59,6 +59,19 @@ struct Node {
 
 const DIRECTORY: u32 = u32::MAX;
 
+/// A number that no file of the backup has.
+pub(crate) fn no_such_file(file: FileIndex) -> RepositoryError {
+    let name = format!("file number {}", file.0);
+    RepositoryError::corrupt(name, "the backup has no such file")
+}
+
+/// The beginning of the buffer that a read from this offset can fill.
+pub(crate) fn within_file(size_bytes: u64, offset: u64, buffer: &mut [u8]) -> &mut [u8] {
+    let left = usize::try_from(size_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
+    let wanted = left.min(buffer.len());
+    buffer.get_mut(..wanted).unwrap_or_default()
+}
+
 impl Node {
     fn path<'a>(&self, paths: &'a str) -> &'a str {
         let start = self.path_start as usize;
@@ -96,6 +109,17 @@ impl Tree {
     pub fn file(&self, file: FileIndex) -> Option<Entry<'_>> {
         let node = *self.files.get(file.0 as usize)?;
         self.nodes.get(node as usize).map(|node| self.entry(node))
+    }
+
+    /// The path and size of a file.
+    pub(crate) fn describe(&self, file: FileIndex) -> Result<(&str, u64), RepositoryError> {
+        match self.file(file) {
+            Some(entry) => match entry.kind {
+                EntryKind::File { size_bytes, .. } => Ok((entry.path, size_bytes)),
+                EntryKind::Directory => Ok((entry.path, 0)),
+            },
+            None => Err(no_such_file(file)),
+        }
     }
 
     /// The entry of this path, if there is one.

@@ -9,7 +9,9 @@ use crate::beneath::read_pages_at;
 use crate::decoded::DecodedRead;
 use crate::handles::Handles;
 use crate::pgbackrest::{Compression, StoredRange, WholeFile, WholeFileReader};
-use crate::tree::{EntryKind, FileIndex, Found, Location, Tree, TreeBuilder};
+use crate::tree::{
+    EntryKind, FileIndex, Found, Location, Tree, TreeBuilder, no_such_file, within_file,
+};
 use crate::{
     Backup, CorruptFile, DecodedStore, Limits, RepositoryError, RepositoryErrorKind, RestorePoint,
     Standing,
@@ -123,10 +125,7 @@ impl BackupWithWal {
                 }
             }
         });
-        found.ok_or_else(|| {
-            let name = format!("file number {}", file.0);
-            RepositoryError::corrupt(name, "the backup has no such file")
-        })
+        found.ok_or_else(|| no_such_file(file))
     }
 
     fn read_segment(
@@ -150,9 +149,8 @@ impl BackupWithWal {
             );
             return Err(RepositoryError::corrupt(shown, reason));
         }
-        let left = usize::try_from(size_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let wanted = left.min(buffer.len());
-        let buffer = buffer.get_mut(..wanted).unwrap_or_default();
+        let buffer = within_file(size_bytes, offset, buffer);
+        let wanted = buffer.len();
         if segment.compression == Compression::None {
             let count = read_pages_at(&file, offset, buffer).map_err(unreadable)?;
             return match count == wanted {

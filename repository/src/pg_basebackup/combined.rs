@@ -16,7 +16,7 @@ use super::increment::{
 use super::opened::{Layer, Stored};
 use super::siblings::Siblings;
 use crate::bounded_cache::CacheKey;
-use crate::tree::{EntryKind, FileIndex, Tree};
+use crate::tree::{FileIndex, Tree, within_file};
 use crate::{
     Backup, BackupKind, CorruptFile, DecodedStore, OpenOptions, RepositoryError, RestorePoint,
     Standing, Verification,
@@ -96,16 +96,7 @@ impl Combined {
     }
 
     fn describe(&self, file: FileIndex) -> Result<(&str, u64), RepositoryError> {
-        match self.view.tree.file(file) {
-            Some(entry) => match entry.kind {
-                EntryKind::File { size_bytes, .. } => Ok((entry.path, size_bytes)),
-                EntryKind::Directory => Ok((entry.path, 0)),
-            },
-            None => Err(RepositoryError::corrupt(
-                format!("file number {}", file.0),
-                "the backup has no such file",
-            )),
-        }
+        self.view.tree.describe(file)
     }
 
     fn layer(&self, part: Part) -> Result<&Layer, RepositoryError> {
@@ -188,9 +179,8 @@ impl Backup for Combined {
         buffer: &mut [u8],
     ) -> Result<usize, RepositoryError> {
         let (path, size_bytes) = self.describe(file)?;
-        let left = usize::try_from(size_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let wanted = left.min(buffer.len());
-        let buffer = buffer.get_mut(..wanted).unwrap_or_default();
+        let buffer = within_file(size_bytes, offset, buffer);
+        let wanted = buffer.len();
         if buffer.is_empty() {
             return Ok(0);
         }

@@ -16,7 +16,7 @@ use crate::checksums::{Standing, Verifier};
 use crate::decoded::Identity;
 use crate::handles::Handles;
 use crate::restore_point::{BackupFormat, RestorePoint, Tablespace};
-use crate::tree::{EntryKind, FileIndex, Location, Tree, TreeBuilder};
+use crate::tree::{EntryKind, FileIndex, Location, Tree, TreeBuilder, within_file};
 use crate::{OpenOptions, RepositoryError};
 
 mod check;
@@ -265,16 +265,7 @@ impl Content {
 
     /// The path and size of a file.
     pub(crate) fn describe(&self, file: FileIndex) -> Result<(&str, u64), RepositoryError> {
-        match self.tree.file(file) {
-            Some(entry) => match entry.kind {
-                EntryKind::File { size_bytes, .. } => Ok((entry.path, size_bytes)),
-                EntryKind::Directory => Ok((entry.path, 0)),
-            },
-            None => Err(RepositoryError::corrupt(
-                format!("file number {}", file.0),
-                "the backup has no such file",
-            )),
-        }
+        self.tree.describe(file)
     }
 
     /// Reads without counting towards a checksum.
@@ -285,9 +276,8 @@ impl Content {
         buffer: &mut [u8],
     ) -> Result<usize, RepositoryError> {
         let (path, size_bytes) = self.describe(file)?;
-        let left = usize::try_from(size_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let wanted = left.min(buffer.len());
-        let buffer = buffer.get_mut(..wanted).unwrap_or_default();
+        let buffer = within_file(size_bytes, offset, buffer);
+        let wanted = buffer.len();
         if buffer.is_empty() {
             return Ok(0);
         }

@@ -17,7 +17,7 @@ use crate::beneath::read_pages_at;
 use crate::bounded_cache::{BoundedCache, CacheKey};
 use crate::decoded::{DecodedRead, DecodedStore};
 use crate::handles::Handles;
-use crate::tree::{EntryKind, FileIndex, Tree};
+use crate::tree::{FileIndex, Tree, no_such_file, within_file};
 
 /// Largest file that is read and checked whole before any of its bytes is handed on.
 const WHOLE_BYTES_MAX: u64 = 1 << 20;
@@ -133,13 +133,7 @@ impl Content {
 
     /// The path and size of a file.
     pub(super) fn describe(&self, file: FileIndex) -> Result<(&str, u64), RepositoryError> {
-        match self.parts.tree.file(file) {
-            Some(entry) => match entry.kind {
-                EntryKind::File { size_bytes, .. } => Ok((entry.path, size_bytes)),
-                EntryKind::Directory => Ok((entry.path, 0)),
-            },
-            None => Err(no_such_file(file)),
-        }
+        self.parts.tree.describe(file)
     }
 
     fn placed(&self, file: FileIndex) -> Result<Placed<'_>, RepositoryError> {
@@ -266,9 +260,7 @@ impl Content {
         buffer: &mut [u8],
     ) -> Result<(usize, Checked), RepositoryError> {
         let (path, size_bytes) = self.describe(file)?;
-        let left = usize::try_from(size_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let wanted = left.min(buffer.len());
-        let buffer = buffer.get_mut(..wanted).unwrap_or_default();
+        let buffer = within_file(size_bytes, offset, buffer);
         if buffer.is_empty() {
             return Ok((0, Checked::Piece));
         }
@@ -428,11 +420,6 @@ struct Whole<'a> {
     stored_bytes: u64,
     sha1: Option<[u8; 20]>,
     decoding: Decoding<'a>,
-}
-
-fn no_such_file(file: FileIndex) -> RepositoryError {
-    let name = format!("file number {}", file.0);
-    RepositoryError::corrupt(name, "the backup has no such file")
 }
 
 fn lost_map(path: &str, blocks: &str) -> RepositoryError {

@@ -2,7 +2,7 @@
 
 use super::{Layer, read_beginning};
 use crate::pg_basebackup::increment::{BLOCK_BYTES, file_of_increment, increment_of_file};
-use crate::tree::{EntryKind, FileIndex, Found, Location, Tree, TreeBuilder};
+use crate::tree::{EntryKind, FileIndex, Found, Location, Tree, TreeBuilder, no_such_file};
 use crate::{OpenOptions, RepositoryError};
 
 /// A stored file of one backup of the chain.
@@ -106,10 +106,7 @@ impl View {
                 _ => Some(Shown::Label(&self.label)),
             }
         });
-        found.ok_or_else(|| {
-            let name = format!("file number {}", file.0);
-            RepositoryError::corrupt(name, "the backup has no such file")
-        })
+        found.ok_or_else(|| no_such_file(file))
     }
 
     /// The file that a stored one is part of.
