@@ -125,12 +125,18 @@ fn open_store(disk: &Arc<VolatileDisk>, runtime: &File) -> Store {
     .unwrap()
 }
 
+fn names_in(store: &Store, directory: Ino) -> BTreeMap<String, Ino> {
+    let names = store.list(directory);
+    let owned = names.iter().map(|(name, ino)| (name.to_owned(), ino));
+    owned.collect()
+}
+
 impl World {
     fn new(seed: u64) -> Self {
         let disk = Arc::new(VolatileDisk::default());
         let runtime = tempfile::tempfile().unwrap();
         let store = open_store(&disk, &runtime);
-        let names: BTreeMap<String, Ino> = store.list(ROOT).into_iter().collect();
+        let names = names_in(&store, ROOT);
         let oracle = |name: &str| Oracle {
             images: vec![base_content(name[1..].parse().unwrap())],
         };
@@ -388,7 +394,7 @@ impl World {
     /// The worker is killed: nothing that was answered may be lost.
     fn kill(&mut self) {
         self.store = open_store(&self.disk, &self.runtime);
-        let names: BTreeMap<String, Ino> = self.store.list(ROOT).into_iter().collect();
+        let names = names_in(&self.store, ROOT);
         assert_eq!(&names, self.names());
         for ino in names.values() {
             let found = self.read_all(*ino, false);
@@ -412,7 +418,7 @@ impl World {
 
     fn reopen(&mut self) {
         self.store = open_store(&self.disk, &self.runtime);
-        let names: BTreeMap<String, Ino> = self.store.list(ROOT).into_iter().collect();
+        let names = names_in(&self.store, ROOT);
         assert!(
             self.history[self.named..].contains(&names),
             "{names:?} is none of {:?}",

@@ -286,8 +286,9 @@ impl Run {
                 }
             }
         };
-        let list = store.list(data).into_iter();
-        list.map(|(name, ino)| (name, read(ino))).collect()
+        let names = store.list(data);
+        let contents = names.iter().map(|(name, ino)| (name.to_owned(), read(ino)));
+        contents.collect()
     }
 
     fn backup_file(&self, number: u32) -> Vec<u8> {

@@ -17,6 +17,7 @@ mod recovery;
 mod recovery_table;
 #[cfg(test)]
 mod table;
+mod undo;
 
 pub use apply::{accept, apply};
 pub use effect::{Effect, Undo};

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::answered::Answered;
+use super::names::Names;
 use super::node::{Node, NodeState};
 use super::record::{Attributes, BasePart, Nanoseconds, NodeKind, NodeRecord, Record};
 use super::tree::{Tree, TreeNode, TreeNodeKind};
@@ -122,18 +123,21 @@ impl Namespace {
     }
 
     /// The names in a directory.
-    pub fn list(&self, directory: Ino) -> Vec<(String, Ino)> {
+    pub fn list(&self, directory: Ino) -> Names {
         let empty = BTreeMap::new();
         let over = self.names.get(&directory).unwrap_or(&empty);
-        let below = self
-            .tree
-            .children(directory)
-            .filter(|child| !over.contains_key(child.name))
-            .map(|child| (child.name.to_owned(), child.ino));
-        let above = over
-            .iter()
-            .filter_map(|(name, ino)| Some((name.clone(), (*ino)?)));
-        below.chain(above).collect()
+        let mut names = Names::default();
+        for child in self.tree.children(directory) {
+            if !over.contains_key(child.name) {
+                names.push(child.name, child.ino);
+            }
+        }
+        for (name, ino) in over {
+            if let Some(ino) = ino {
+                names.push(name, *ino);
+            }
+        }
+        names
     }
 
     /// Whether a directory has no names in it.

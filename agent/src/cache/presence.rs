@@ -2,11 +2,27 @@
 
 use std::ops::Range;
 
-/// A set of granule numbers.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Presence {
+/// A set of granule numbers. Most files are small, and a backup may have very many: what fits into one word takes no memory of
+/// its own.
+#[derive(Debug, Clone)]
+pub enum Presence {
+    /// Granules below 64.
+    Few(u64),
+    /// Any granules.
+    Many(Box<Counted>),
+}
+
+/// A bitmap, and how many of its bits are set.
+#[derive(Debug, Clone, Default)]
+pub struct Counted {
     words: Vec<u64>,
     count: u64,
+}
+
+impl Default for Presence {
+    fn default() -> Self {
+        Self::Few(0)
+    }
 }
 
 fn place(granule: u64) -> (usize, u64) {
@@ -17,10 +33,37 @@ fn place(granule: u64) -> (usize, u64) {
 }
 
 impl Presence {
+    fn words(&self) -> &[u64] {
+        match self {
+            Self::Few(word) => std::slice::from_ref(word),
+            Self::Many(many) => &many.words,
+        }
+    }
+
+    /// Changes words, of which there are at least `word_count`, and counts again.
+    fn change(&mut self, word_count: usize, change: impl FnOnce(&mut [u64])) {
+        if let Self::Few(word) = self
+            && word_count > 1
+        {
+            let words = vec![*word];
+            *self = Self::Many(Box::new(Counted { words, count: 0 }));
+        }
+        match self {
+            Self::Few(word) => change(std::slice::from_mut(word)),
+            Self::Many(many) => {
+                if many.words.len() < word_count {
+                    many.words.resize(word_count, 0);
+                }
+                change(&mut many.words);
+                many.count = count_of(&many.words);
+            }
+        }
+    }
+
     /// Whether the granule is here.
     pub fn contains(&self, granule: u64) -> bool {
         let (word, bit) = place(granule);
-        self.words.get(word).is_some_and(|w| w & bit != 0)
+        self.words().get(word).is_some_and(|w| w & bit != 0)
     }
 
     /// Whether all granules of the range are here.
@@ -30,28 +73,39 @@ impl Presence {
 
     /// How many granules are here.
     pub fn count(&self) -> u64 {
-        self.count
+        match self {
+            Self::Few(word) => u64::from(word.count_ones()),
+            Self::Many(many) => many.count,
+        }
     }
 
     /// Whether none is here.
     pub fn is_empty(&self) -> bool {
-        self.count == 0
+        self.count() == 0
     }
 
     /// Adds a granule; says whether it was new.
     pub fn insert(&mut self, granule: u64) -> bool {
+        if self.contains(granule) {
+            return false;
+        }
         let (word, bit) = place(granule);
-        if self.words.len() <= word {
-            self.words.resize(word + 1, 0);
-        }
-        match self.words.get_mut(word) {
-            Some(w) if *w & bit == 0 => {
-                *w |= bit;
-                self.count += 1;
-                true
+        match self {
+            Self::Few(first) if word == 0 => *first |= bit,
+            // Granules come one by one, and to count all of them each time would take long.
+            Self::Many(many) if word < many.words.len() => {
+                if let Some(w) = many.words.get_mut(word) {
+                    *w |= bit;
+                    many.count += 1;
+                }
             }
-            _ => false,
+            _ => self.change(word + 1, |words| {
+                if let Some(w) = words.get_mut(word) {
+                    *w |= bit;
+                }
+            }),
         }
+        true
     }
 
     /// Adds all granules of a range.
@@ -63,14 +117,18 @@ impl Presence {
 
     /// Removes all granules of a range.
     pub fn remove_range(&mut self, range: Range<u64>) {
-        let end = range.end.min(self.words.len() as u64 * 64);
-        for granule in range.start..end {
-            let (word, bit) = place(granule);
-            if let Some(w) = self.words.get_mut(word).filter(|w| **w & bit != 0) {
-                *w &= !bit;
-                self.count -= 1;
-            }
+        let end = range.end.min(self.words().len() as u64 * 64);
+        if !self.contains_any(range.start..end) {
+            return;
         }
+        self.change(0, |words| {
+            for granule in range.start..end {
+                let (word, bit) = place(granule);
+                if let Some(w) = words.get_mut(word) {
+                    *w &= !bit;
+                }
+            }
+        });
     }
 
     /// Whether any granule of the range is here.
@@ -80,46 +138,47 @@ impl Presence {
 
     /// Adds the granules of another set.
     pub fn insert_all(&mut self, other: &Presence) {
-        if self.words.len() < other.words.len() {
-            self.words.resize(other.words.len(), 0);
-        }
-        for (w, o) in self.words.iter_mut().zip(&other.words) {
-            *w |= o;
-        }
-        self.recount();
+        let more = other.words();
+        self.change(more.len(), |words| {
+            for (w, o) in words.iter_mut().zip(more) {
+                *w |= o;
+            }
+        });
     }
 
     /// The granules that are in both.
     #[must_use]
     pub fn common_with(&self, other: &Presence) -> Self {
-        let words = self.words.iter().zip(&other.words).map(|(w, o)| w & o);
-        let mut common = Self {
-            words: words.collect(),
-            count: 0,
-        };
-        common.recount();
+        let mut common = self.clone();
+        let with = other.words();
+        common.change(0, |words| {
+            for (number, w) in words.iter_mut().enumerate() {
+                *w &= with.get(number).copied().unwrap_or(0);
+            }
+        });
         common
     }
 
     /// Removes every granule from `first` on.
     pub fn remove_from(&mut self, first: u64) {
         let (word, bit) = place(first);
-        if word >= self.words.len() {
-            return;
+        if let Self::Many(many) = self {
+            many.words.truncate(word + 1);
         }
-        self.words.truncate(word + 1);
-        if let Some(w) = self.words.get_mut(word) {
-            *w &= bit - 1;
-        }
-        self.recount();
+        self.change(0, |words| {
+            if let Some(w) = words.get_mut(word) {
+                *w &= bit - 1;
+            }
+        });
     }
 
     /// Removes the granules of another set.
     pub fn remove_all(&mut self, other: &Presence) {
-        for (w, o) in self.words.iter_mut().zip(&other.words) {
-            *w &= !o;
-        }
-        self.recount();
+        self.change(0, |words| {
+            for (w, o) in words.iter_mut().zip(other.words()) {
+                *w &= !o;
+            }
+        });
     }
 
     /// Removes everything.
@@ -130,7 +189,7 @@ impl Presence {
     /// The set as ascending, disjoint ranges of (first, count).
     pub fn ranges(&self) -> Vec<(u64, u64)> {
         let mut ranges: Vec<(u64, u64)> = Vec::new();
-        for (index, word) in self.words.iter().enumerate() {
+        for (index, word) in self.words().iter().enumerate() {
             if *word == 0 {
                 continue;
             }
@@ -147,10 +206,10 @@ impl Presence {
         }
         ranges
     }
+}
 
-    fn recount(&mut self) {
-        self.count = self.words.iter().map(|w| u64::from(w.count_ones())).sum();
-    }
+fn count_of(words: &[u64]) -> u64 {
+    words.iter().map(|w| u64::from(w.count_ones())).sum()
 }
 
 #[cfg(test)]

@@ -514,13 +514,12 @@ impl Filesystem for MountFs {
             }
         }
         let listing = self.listing(ino, fh);
-        let begin = listing.partition_point(|listed| listed.cookie <= offset.max(2));
-        for listed in listing.iter().skip(begin) {
+        for listed in listing.after(offset) {
             let Some(kind) = self.store().kind(listed.ino) else {
                 continue;
             };
             let ino = INodeNo(listed.ino);
-            if reply.add(ino, listed.cookie, file_type(&kind), &listed.name) {
+            if reply.add(ino, listed.cookie, file_type(&kind), listed.name) {
                 break;
             }
         }
@@ -546,12 +545,11 @@ impl Filesystem for MountFs {
             }
         }
         let listing = self.listing(ino, fh);
-        let begin = listing.partition_point(|listed| listed.cookie <= offset.max(2));
-        for listed in listing.iter().skip(begin) {
+        for listed in listing.after(offset) {
             // The kernel keeps what it is told here: only what is still true may be told.
             let place = Place {
                 parent: ino.0,
-                name: &listed.name,
+                name: listed.name,
             };
             let Ok(facts) = self.store().lookup(place) else {
                 continue;
@@ -561,7 +559,7 @@ impl Filesystem for MountFs {
             if reply.add(
                 ino,
                 listed.cookie,
-                &listed.name,
+                listed.name,
                 &TTL,
                 &attributes,
                 GENERATION,

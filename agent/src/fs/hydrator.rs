@@ -30,7 +30,7 @@ const TRY_COMPLETE_EVERY: Duration = Duration::from_secs(2);
 /// How often a file that cannot be copied is tried again.
 const TRY_FAILED_EVERY: Duration = Duration::from_secs(300);
 /// Most files that are remembered as in use; beyond them a file waits for its next use.
-const TOUCHED_MAX: usize = 65_536;
+const TOUCHED_MAX: usize = 16_384;
 
 /// How it works.
 #[derive(Debug, Clone, Copy)]

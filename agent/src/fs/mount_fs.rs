@@ -14,7 +14,7 @@ use fuser::{
 use common::agent::hand::Hydrate;
 
 use super::attributes::file_attributes;
-use super::directory::{Listed, Listings};
+use super::directory::{Listing, Listings};
 use super::hydrator::Hydrator;
 use super::pool::Pool;
 use super::read_ahead::read_ahead;
@@ -282,7 +282,7 @@ impl MountFs {
         })
     }
 
-    pub(super) fn listing(&self, ino: INodeNo, fh: FileHandle) -> Arc<Vec<Listed>> {
+    pub(super) fn listing(&self, ino: INodeNo, fh: FileHandle) -> Arc<Listing> {
         match self.listings.get(fh.0) {
             Some(listing) => listing,
             None => self.listings.put(fh.0, self.store().list(ino.0)),

@@ -6,7 +6,8 @@ use crate::messages::{
 };
 use crate::problem::{ErrorCode, Problem};
 
-use super::apply::{begin_step, begin_undo, emit, fail, first_step};
+use super::apply::{begin_step, emit, fail, first_step};
+use super::undo::begin_undo;
 use super::{
     Effect, FinalInstance, Phase, RecoverySpec, Refusal, RetryPolicy, SessionState, UndoReason,
 };

@@ -47,6 +47,7 @@ pub(super) async fn measure(stage: &mut Stage, ledger: &mut Ledger) -> Result<()
     native.start()?;
     let published = stage.publish(&system, &label).await?;
     read_files(&published.data_directory, "hydrated")?;
+    published.is_hydrated().await?;
     let_all_be_opened_anew(&published.server)?;
     let seconds = stage.sizes.load_s;
     for round in 1..=stage.sizes.rounds {

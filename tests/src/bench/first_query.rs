@@ -23,6 +23,8 @@ pub(super) async fn measure(stage: &mut Stage, ledger: &mut Ledger) -> Result<()
     }
     let system = stage.system().await?;
     for round in 1..=stage.sizes.rounds {
+        // What was measured before leaves its trace (memory that is fresh, a disk that still writes): nothing comes always after the same.
+        pairs.rotate_left(1);
         for (format, scale) in &pairs {
             stage.say(&format!(
                 "round {round}: first query, {format}, scale {scale}"

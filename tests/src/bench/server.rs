@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::postgres::{OS_USER, as_postgres, free_port, run};
 use crate::programs::program;
 use crate::system::{TestSystem, json_lines};
+use crate::wait;
 
 /// The database.
 pub(super) const DATABASE: &str = "shop";
@@ -24,6 +25,8 @@ const SETTINGS: [(&str, &str); 5] = [
 ];
 /// The longest that explorer may take to publish.
 const PUBLISH_LIMIT: Duration = Duration::from_secs(900);
+/// The longest that copying in the background may take.
+const HYDRATION_LIMIT: Duration = Duration::from_secs(300);
 
 /// Lines of the target's section that give published instances the settings.
 pub(super) fn target_lines(installation_bin: &Path, shared_buffers_mib: u64) -> String {
@@ -142,6 +145,16 @@ impl<'a> Published<'a> {
             data_directory: published.data_directory,
             server,
         })
+    }
+
+    /// Waits until every file that was touched is wholly here: copied in the background after it was read.
+    pub(super) async fn is_hydrated(&self) -> Result<()> {
+        let found = wait::find("every file is copied", HYDRATION_LIMIT, async || {
+            let session = self.system.session(&self.id).await?;
+            let cache = session.and_then(|session| session.cache);
+            Ok(cache.filter(|cache| cache.files_partial == 0 && cache.files_complete > 0))
+        });
+        found.await.map(drop)
     }
 
     /// Unpublishes.

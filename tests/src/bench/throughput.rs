@@ -31,6 +31,7 @@ pub(super) async fn measure(stage: &mut Stage, ledger: &mut Ledger) -> Result<()
             let published = stage.publish(&system, &label).await?;
             read_files(&published.data_directory, state)?;
             if state == "hydrated" {
+                published.is_hydrated().await?;
                 let_all_be_opened_anew(&published.server)?;
             }
             read_files(&native.data_directory(), state)?;
