@@ -14,6 +14,10 @@ use crate::restore_point::Tablespace;
 use crate::tree::{Found, Location, TreeBuilder};
 use crate::{OpenOptions, RepositoryError};
 
+/// Names of a directory that are looked at together, in the order of their inode numbers: file systems keep inodes in that order,
+/// and a disk that has to be read for them is read from one end to the other.
+const LOOKED_AT_TOGETHER_MAX: usize = 65_536;
+
 /// The directories that a plain backup consists of.
 #[derive(Debug)]
 pub(crate) struct PlainFiles {
@@ -121,23 +125,32 @@ impl Walk<'_> {
                 "the directories are nested too deep",
             ));
         }
-        for entry in Dir::read_from(directory).map_err(unreadable)? {
-            let entry = entry.map_err(unreadable)?;
-            let name = entry.file_name().to_bytes();
-            if matches!(name, b"." | b"..") {
-                continue;
+        let mut listing = Dir::read_from(directory).map_err(unreadable)?;
+        loop {
+            let mut names = Vec::new();
+            let mut read_count = 0;
+            for entry in listing.by_ref().take(LOOKED_AT_TOGETHER_MAX) {
+                read_count += 1;
+                let entry = entry.map_err(unreadable)?;
+                let name = entry.file_name().to_bytes();
+                if !matches!(name, b"." | b"..") {
+                    names.push((entry.ino(), utf8_name(name, shown)?.to_owned()));
+                }
             }
-            let name = utf8_name(name, shown)?;
-            let full = match path {
-                "" => name.to_owned(),
-                path => format!("{path}/{name}"),
-            };
-            if full == MANIFEST {
-                continue;
+            names.sort_unstable();
+            for (_, name) in names {
+                let full = match path {
+                    "" => name.clone(),
+                    path => format!("{path}/{name}"),
+                };
+                if full != MANIFEST {
+                    self.entry(directory, &name, &full, depth)?;
+                }
             }
-            self.entry(directory, name, &full, depth)?;
+            if read_count < LOOKED_AT_TOGETHER_MAX {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     fn entry(
