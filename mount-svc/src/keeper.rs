@@ -105,7 +105,7 @@ async fn make(store: &Store, record: &MountRecord, source: &mut Option<Arc<Backu
             tracing::info!(backup = %ready.backup, passthrough = ready.passthrough, "mounted");
             let mut kept = record.clone();
             kept.ever_ready = true;
-            kept.wanted = Wanted::Kept(ready.clone());
+            kept.wanted = Wanted::Kept(Box::new(ready.clone()));
             (kept, Internal::MountReady(ready))
         }
         Err(problem) => {

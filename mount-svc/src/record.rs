@@ -36,7 +36,7 @@ pub enum Wanted {
     /// To be made; recovery-svc waits for the answer.
     Made,
     /// Made and answered; to be kept serving.
-    Kept(MountReady),
+    Kept(Box<MountReady>),
     /// Failed or lost, and answered; the write cache stays for a retry.
     Dormant,
     /// To be released; recovery-svc waits for the answer.
