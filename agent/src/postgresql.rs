@@ -12,5 +12,6 @@ pub mod log;
 pub mod prepare;
 pub mod process;
 pub mod query;
+pub mod restore_command;
 pub mod server;
 pub mod settings_file;

@@ -15,8 +15,8 @@ mod query;
 mod statistics;
 
 pub use command::{
-    Cancel, Command, FinalLocation, MountFiles, Publish, Recover, RecoverSession, Retry,
-    Switchover, SwitchoverMode, SwitchoverOrder, Unpublish,
+    Cancel, Command, FinalLocation, MountFiles, Publish, Recover, RecoverSession, RecoveryTarget,
+    Retry, Switchover, SwitchoverMode, SwitchoverOrder, Unpublish,
 };
 pub use envelope::{
     CONTENT_TYPE, CONTRACT_VERSION, ContractError, Envelope, Limits, RawEnvelope, TraceParent,
@@ -30,13 +30,13 @@ pub use event::{
 };
 pub use internal::{
     Internal, MountFailed, MountLost, MountReady, MountRelease, MountReleased, MountRequest,
-    MountWarning, RetryDue,
+    MountWarning, MountedWal, RetryDue, WalGap,
 };
 pub use payload::{Payload, PayloadDoc};
 pub use query::{
     BackupList, BackupListed, BackupsQuery, HostCheck, HostCheckLine, HostCheckQuery,
-    HostCheckState, ListedRestoreInterval, Query, RecoveryDetail, Refused, Reply, SessionDetail,
-    SessionList, SessionLogLine, SessionQuery, SessionSummary, SessionsQuery,
+    HostCheckState, ListedArchive, ListedRestoreInterval, Query, RecoveryDetail, Refused, Reply,
+    SessionDetail, SessionList, SessionLogLine, SessionQuery, SessionSummary, SessionsQuery,
 };
 
 pub use statistics::{CacheStatistics, Latency};

@@ -31,8 +31,8 @@ use serde::{Deserialize, Serialize};
 use crate::agent::hand::{Hydrate, InstanceOptions, Replace, SessionPlace};
 use crate::ids::{BackupLabel, RepositoryName, SessionId, TargetName};
 use crate::messages::{
-    Lag, MountReady, Mounted, Published, SessionKind, SessionStatus, Step, StepTiming,
-    SwitchedOver, SwitchoverMode, Warning, WarningCode,
+    Lag, MountReady, Mounted, Published, RecoveryTarget, SessionKind, SessionStatus, Step,
+    StepTiming, SwitchedOver, SwitchoverMode, Warning, WarningCode,
 };
 use crate::problem::Problem;
 
@@ -72,6 +72,9 @@ pub struct SessionSpec {
     /// What is copied from the backup beside what is read; the target's default when absent.
     #[serde(default)]
     pub hydrate: Option<Hydrate>,
+    /// How far recovery goes.
+    #[serde(default)]
+    pub recovery_target: RecoveryTarget,
     /// Why, as the sender said.
     pub reason: Option<String>,
     /// Where the instance is to stay, for recoveries.

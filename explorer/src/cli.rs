@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use common::agent::hand::Hydrate;
 use common::ids::{BackupLabel, RepositoryName, ServerName, TargetName};
-use common::messages::{FinalLocation, Limits, SwitchoverMode, SwitchoverOrder};
+use common::messages::{FinalLocation, Limits, RecoveryTarget, SwitchoverMode, SwitchoverOrder};
 use jiff::Timestamp;
 
 use crate::output::Format;
@@ -79,6 +79,9 @@ pub(crate) enum Command {
         /// TCP port of the instance; default: the target's.
         #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..))]
         port: Option<u16>,
+        /// How far to recover: `latest` (all WAL that the repository has) or `immediate` (the backup's end).
+        #[arg(long, value_name = "WHERE", default_value = "latest", value_parser = recovery_target)]
+        to: RecoveryTarget,
         #[command(flatten)]
         wait: WaitArgs,
     },
@@ -99,6 +102,9 @@ pub(crate) enum Command {
         /// TCP port of the instance, from the first moment to the last; default: the target's.
         #[arg(long, value_name = "P", value_parser = clap::value_parser!(u16).range(1..), conflicts_with = "from_session")]
         port: Option<u16>,
+        /// How far to recover: `latest` (all WAL that the repository has; the default) or `immediate` (the backup's end).
+        #[arg(long, value_name = "WHERE", value_parser = recovery_target, conflicts_with = "from_session")]
+        to: Option<RecoveryTarget>,
         /// Why, for the session's history.
         #[arg(long, value_name = "TEXT", value_parser = reason, conflicts_with = "from_session")]
         reason: Option<String>,
@@ -289,6 +295,14 @@ impl From<Order> for SwitchoverOrder {
     }
 }
 
+fn recovery_target(text: &str) -> Result<RecoveryTarget, String> {
+    match text {
+        "latest" => Ok(RecoveryTarget::Latest),
+        "immediate" => Ok(RecoveryTarget::Immediate),
+        _ => Err("choose latest or immediate".to_owned()),
+    }
+}
+
 fn hydrate(text: &str) -> Result<Hydrate, String> {
     match text {
         "none" => Ok(Hydrate::None),
@@ -435,6 +449,7 @@ mod tests {
             with(&["--port", "65536"]),
             with(&["--reason", ""]),
             with(&["--hydrate", "some"]),
+            with(&["--to", "yesterday"]),
             with(&["--backup", "../x"]),
             with(&["--wait=soon"]),
             vec!["publish", "--repository", "main"],

@@ -77,13 +77,19 @@ async fn open(config: &ExplorerConfig, server: ServerName) -> Result<Client, Fai
 async fn with_broker(command: Command, context: &Context<'_>) -> Answer {
     match command {
         Command::Backups { repository } => backups::run(repository, context).await,
-        Command::Publish { what, port, wait } => {
+        Command::Publish {
+            what,
+            port,
+            to,
+            wait,
+        } => {
             let message = Message::from(Publish {
                 repository: what.repository,
                 backup: what.backup,
                 target: what.target,
                 port,
                 hydrate: what.hydrate,
+                recovery_target: to,
                 reason: what.reason,
             });
             begin::run(message, wait.limit(), context).await
@@ -93,6 +99,7 @@ async fn with_broker(command: Command, context: &Context<'_>) -> Answer {
             backup,
             target,
             port,
+            to,
             reason,
             from_session,
             location,
@@ -110,6 +117,7 @@ async fn with_broker(command: Command, context: &Context<'_>) -> Answer {
                     target,
                     port,
                     location,
+                    recovery_target: to.unwrap_or_default(),
                     reason,
                 }),
                 (None, ..) => unreachable!("clap requires both"),

@@ -94,6 +94,9 @@ pub struct RepositoryConfig {
     /// Directories outside of `path` to which tablespace links of plain backups may lead.
     #[serde(default)]
     pub tablespace_directories: Vec<PathBuf>,
+    /// Directory to which the WAL of `pg_basebackup`'s backups is archived (`archive_command = 'cp %p /path/%f'`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wal_archive: Option<PathBuf>,
     /// pgBackRest's stanza; the only one there is when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stanza: Option<String>,
@@ -130,6 +133,12 @@ impl RepositoryConfig {
                 "set kind = \"pgbackrest\", or remove them",
             );
         }
+        if self.kind != RepositoryKind::PgBasebackup && self.wal_archive.is_some() {
+            return wrong(
+                "wal_archive belongs to backups of pg_basebackup; pgBackRest and Barman have their own".to_owned(),
+                "remove it",
+            );
+        }
         if has_passphrase && has_file {
             return wrong(
                 "there are both cipher_passphrase and cipher_passphrase_file".to_owned(),
@@ -138,6 +147,7 @@ impl RepositoryConfig {
         }
         let paths = std::iter::once(&self.path)
             .chain(&self.tablespace_directories)
+            .chain(&self.wal_archive)
             .chain(&self.cipher_passphrase_file);
         for path in paths {
             if !path.is_absolute() {
@@ -273,6 +283,8 @@ mod tests {
             "stanza = \"a\"",
             "cipher_passphrase = \"x\"",
             "tablespace_directories = [\"x\"]",
+            "wal_archive = \"x\"",
+            "kind = \"barman\"\nwal_archive = \"/x\"",
         ] {
             let problem = load(bad).unwrap_err();
             assert!(

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::backup_source::BackupSource;
+use crate::backup_source::{BackupSource, Wanted as WantedBackup};
 use crate::maker::{Maker, place};
 use crate::page_server;
 use crate::record::{MountRecord, Wanted};
@@ -87,21 +87,39 @@ async fn wait_for_change(wanted: &mut watch::Receiver<MountRecord>) -> Next {
 }
 
 async fn make(store: &Store, record: &MountRecord, source: &mut Option<Arc<BackupSource>>) -> Next {
-    let answer = match try_make(store, record, source).await {
+    // What the mount shows is written down before the target gets to know it: whoever goes on after a crash shows the same.
+    let opened = open_backup(store, record, source).await;
+    let pinned = match &opened {
+        Ok(opened) => store.pin(record, opened.pinned()).await,
+        Err(_) => Some(record.clone()),
+    };
+    let Some(record) = &pinned else {
+        return Next::Again;
+    };
+    let made = match opened {
+        Ok(opened) => try_make(store, record, &opened).await,
+        Err(problem) => Err(problem),
+    };
+    let answer = match made {
         Ok(ready) => {
             tracing::info!(backup = %ready.backup, passthrough = ready.passthrough, "mounted");
             let mut kept = record.clone();
-            kept.backup = Some(ready.backup.clone());
             kept.ever_ready = true;
-            kept.wanted = Wanted::Kept(ready.clone());
+            kept.wanted = Wanted::Kept(Box::new(ready.clone()));
             (kept, Internal::MountReady(ready))
         }
         Err(problem) => {
             tracing::warn!(error = %problem, "mount");
-            if let Err(undo) = undo_make(store, record).await {
-                tracing::warn!(error = %undo, "undo a failed mount");
-            }
             let mut dormant = record.clone();
+            match undo_make(store, record).await {
+                // Nothing is left that was shown: the next attempt may choose anew.
+                Ok(()) if !record.ever_ready => {
+                    (dormant.backup, dormant.wal) = (None, None);
+                    *source = None;
+                }
+                Ok(()) => {}
+                Err(undo) => tracing::warn!(error = %undo, "undo a failed mount"),
+            }
             dormant.wanted = Wanted::Dormant;
             let (session_id, epoch) = (record.session_id(), record.request.epoch);
             (
@@ -121,12 +139,11 @@ async fn make(store: &Store, record: &MountRecord, source: &mut Option<Arc<Backu
 async fn try_make(
     store: &Store,
     record: &MountRecord,
-    source: &mut Option<Arc<BackupSource>>,
+    opened: &BackupSource,
 ) -> Result<MountReady, Problem> {
     let request = &record.request;
     let target = store.config.target(&request.target)?;
     let place = place(target, request.session_id);
-    let opened = open_backup(store, record, source).await?;
     let maker = Maker::connect(target, place).await?;
     let mut maker = maker.with_hydrate(request.hydrate);
     let status = maker.make(opened.tree(), opened.finish()).await?;
@@ -140,6 +157,7 @@ async fn try_make(
         data_directory: maker.data_directory(),
         postgresql_major: opened.postgresql_major(),
         end_lsn: opened.end_lsn(),
+        wal: opened.wal(),
         size_bytes: opened.size_bytes(),
         tablespaces: opened.tablespaces(),
         passthrough: passthrough_reason.is_none(),
@@ -158,13 +176,19 @@ async fn open_backup(
     }
     let request = &record.request;
     let repository = store.config.repository(&request.repository)?.clone();
-    let label = record.backup.clone().or_else(|| request.backup.clone());
+    let (label, pinned) = (request.backup.clone(), record.pinned());
     let name = request.repository.clone();
     let mount_point =
         place(store.config.target(&request.target)?, request.session_id).mount_point();
     let decoded = Arc::clone(store.decoded());
     let opening = tokio::task::spawn_blocking(move || {
-        BackupSource::open(&name, &repository, &decoded, label.as_ref(), &mount_point)
+        let wanted = WantedBackup {
+            name: &name,
+            config: &repository,
+            label: label.as_ref(),
+            pinned: pinned.as_ref(),
+        };
+        BackupSource::open(&wanted, &decoded, &mount_point)
     });
     let opened = opening.await.map_err(|error| {
         Problem::new(

@@ -1,9 +1,11 @@
 //! How a backup's tree is laid out in a mount: `data/` is PGDATA, `tablespaces/<oid>/` are the tablespaces, and
 //! `data/pg_tblspc/<oid>` lead there and nowhere else, so that a published instance cannot reach the original's tablespaces.
+//! Where there is an archive of WAL, `wal/` has what recovery goes on with, for reading only.
 
 use std::path::Path;
 
 use common::agent::hand::{TreeEntry, TreeEntryKind, TreeFinish};
+use repository::ShownWal;
 
 /// A backup's entry, in the repository's order: parents before their children.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +24,8 @@ pub struct BackupEntry<'a> {
 const HIDDEN: &[&str] = &["tablespace_map"];
 
 const DIRECTORY_MODE: u32 = 0o700;
+const WAL_DIRECTORY_MODE: u32 = 0o500;
+const WAL_FILE_MODE: u32 = 0o400;
 
 /// Lays a backup's entries out below a mount point.
 pub fn lay_out<'a>(
@@ -73,6 +77,25 @@ pub fn lay_out<'a>(
         });
     }
     tree
+}
+
+/// Lays out the files of an archive behind a backup's; the first of them has the number `first_file`.
+pub fn lay_out_wal(tree: &mut Vec<TreeEntry>, wal: &ShownWal, first_file: u32) {
+    let entry = |path: String, kind, mode| TreeEntry {
+        path,
+        kind,
+        mode,
+        modified_at_s: wal.archived_at_s,
+    };
+    tree.push(entry(
+        "wal".to_owned(),
+        TreeEntryKind::Directory,
+        WAL_DIRECTORY_MODE,
+    ));
+    for (file, (name, size_bytes)) in (first_file..).zip(wal.files()) {
+        let kind = TreeEntryKind::File { file, size_bytes };
+        tree.push(entry(format!("wal/{name}"), kind, WAL_FILE_MODE));
+    }
 }
 
 /// The end of a tree: how many entries, and the hash by which both sides know that they mean the same.
@@ -132,6 +155,46 @@ mod tests {
                 "tablespaces/16384/PG_15_202209061/5 #1",
             ]
         );
+    }
+
+    #[test]
+    fn the_archive_lies_beside_the_data_directory_and_is_for_reading_only() {
+        let wal = ShownWal {
+            segment_bytes: 16 << 20,
+            runs: vec![repository::SegmentRun {
+                timeline: 1,
+                first: 2,
+                last: 3,
+            }],
+            histories: vec![repository::ShownHistory {
+                timeline: 2,
+                size_bytes: 41,
+            }],
+            target_timeline: 1,
+            archived_at_s: 5,
+            gap: None,
+        };
+        let mut tree = lay_out([entry("wal", None)].into_iter(), Path::new("/m"));
+        lay_out_wal(&mut tree, &wal, 7);
+        let lines: Vec<String> = tree
+            .iter()
+            .map(|entry| format!("{} {:o}", entry.path, entry.mode))
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                "data 700",
+                "tablespaces 700",
+                "data/wal 700",
+                "wal 500",
+                "wal/000000010000000000000002 400",
+                "wal/000000010000000000000003 400",
+                "wal/00000002.history 400",
+            ]
+        );
+        let kind = |file, size_bytes| TreeEntryKind::File { file, size_bytes };
+        assert_eq!(tree[4].kind, kind(7, 16 << 20));
+        assert_eq!(tree[6].kind, kind(9, 41));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use common::ids::{BackupLabel, SessionId};
 use common::messages::{MountReady, MountRelease, MountRequest};
+use repository::ShownWal;
 use serde::{Deserialize, Serialize};
 
 /// One mount: what is wanted of it and how far that has come.
@@ -13,8 +14,20 @@ pub struct MountRecord {
     pub wanted: Wanted,
     /// The backup that was chosen when the first request was worked off: a retry must not get a newer one.
     pub backup: Option<BackupLabel>,
+    /// What was shown then of the archive of WAL, which grows and is expired: the mount must stay what it was.
+    #[serde(default)]
+    pub wal: Option<ShownWal>,
     /// Set once users may have written: from then on nothing but a release removes the write cache.
     pub ever_ready: bool,
+}
+
+/// What a mount shows, as it was found when its backup was opened first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pinned {
+    /// The backup.
+    pub backup: BackupLabel,
+    /// What is shown of the archive of WAL, if anything is.
+    pub wal: Option<ShownWal>,
 }
 
 /// What is wanted of a mount.
@@ -23,7 +36,7 @@ pub enum Wanted {
     /// To be made; recovery-svc waits for the answer.
     Made,
     /// Made and answered; to be kept serving.
-    Kept(MountReady),
+    Kept(Box<MountReady>),
     /// Failed or lost, and answered; the write cache stays for a retry.
     Dormant,
     /// To be released; recovery-svc waits for the answer.
@@ -38,6 +51,7 @@ impl MountRecord {
     pub fn requested(existing: Option<&MountRecord>, request: MountRequest) -> Self {
         Self {
             backup: existing.and_then(|record| record.backup.clone()),
+            wal: existing.and_then(|record| record.wal.clone()),
             ever_ready: existing.is_some_and(|record| record.ever_ready),
             wanted: Wanted::Made,
             request,
@@ -57,6 +71,20 @@ impl MountRecord {
             epoch: release.epoch,
         };
         record
+    }
+
+    /// What the mount shows; none until its backup was opened.
+    pub fn pinned(&self) -> Option<Pinned> {
+        let backup = self.backup.clone()?;
+        let wal = self.wal.clone();
+        Some(Pinned { backup, wal })
+    }
+
+    /// The record with what the mount shows, once that is known.
+    pub fn with_pinned(mut self, pinned: &Pinned) -> Self {
+        self.backup = Some(pinned.backup.clone());
+        self.wal.clone_from(&pinned.wal);
+        self
     }
 
     /// The session.

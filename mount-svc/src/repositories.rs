@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use common::config::Secret;
 use common::ids::{BackupLabel, RepositoryName};
-use common::messages::{BackupList, BackupListed, ListedRestoreInterval};
+use common::messages::{BackupList, BackupListed, ListedArchive, ListedRestoreInterval, WalGap};
 use common::problem::{ErrorCode, Problem};
+use jiff::Timestamp;
 use repository::barman::open_barman;
 use repository::pgbackrest::{Passphrase, PgBackRestOptions, open_pgbackrest};
 use repository::{
     BackupFormat, BackupKind, DecodedLimits, DecodedStore, OpenOptions, Repository,
-    RepositoryError, RepositoryErrorKind, RestorePoint, open_repository,
+    RepositoryError, RepositoryErrorKind, RestorePoint, ShownWal, open_repository,
 };
 
 use crate::config::{Config, RepositoryConfig, RepositoryKind};
@@ -39,6 +40,7 @@ pub fn open(
         tablespace_directories: config.tablespace_directories.clone(),
         tablespace_setting: format!("repositories.{name}.tablespace_directories"),
         decoded: Some(Arc::clone(decoded)),
+        wal_archive: config.wal_archive.clone(),
         ..OpenOptions::default()
     };
     let opened = match config.kind {
@@ -93,27 +95,28 @@ pub fn list(
         if only.is_some_and(|only| only != name) {
             continue;
         }
-        match open(name, repository, decoded).and_then(|open| {
-            open.restore_points()
-                .map_err(|error| problem_of(name, &error))
-        }) {
-            Ok(points) => {
+        let found = open(name, repository, decoded).and_then(|open| {
+            let points = open.restore_points();
+            let points = points.map_err(|error| problem_of(name, &error))?;
+            Ok((open, points))
+        });
+        match found {
+            Ok((open, points)) => {
                 list.truncated |= points.truncated;
-                list.backups.extend(
+                for point in points.restore_points.iter().take(LISTED_MAX) {
+                    let archive = archive_of(&*open, point).unwrap_or_else(|error| {
+                        let problem = problem_of(name, &error);
+                        list.problems.push(about(&point.label, problem));
+                        None
+                    });
+                    list.backups.extend(listed(name, point, archive.as_ref()));
+                }
+                list.problems.extend(
                     points
-                        .restore_points
+                        .problems
                         .iter()
-                        .filter_map(|point| listed(name, point)),
+                        .map(|(label, error)| about(label, problem_of(name, error))),
                 );
-                list.problems
-                    .extend(points.problems.iter().map(|(label, error)| {
-                        let problem = problem_of(name, error);
-                        Problem::new(
-                            problem.code,
-                            format!("backup {label}: {}", problem.message),
-                            problem.remedy,
-                        )
-                    }));
             }
             Err(problem) => list.problems.push(problem),
         }
@@ -124,7 +127,28 @@ pub fn list(
     Ok(list)
 }
 
-fn listed(name: &RepositoryName, point: &RestorePoint) -> Option<BackupListed> {
+fn about(label: &str, problem: Problem) -> Problem {
+    let message = format!("backup {label}: {}", problem.message);
+    Problem::new(problem.code, message, problem.remedy)
+}
+
+/// What the repository's archive has of WAL for a backup.
+fn archive_of(
+    repository: &dyn Repository,
+    point: &RestorePoint,
+) -> Result<Option<ShownWal>, RepositoryError> {
+    match repository.wal_archive(point)? {
+        Some(archive) => archive.look(),
+        None => Ok(None),
+    }
+}
+
+fn listed(
+    name: &RepositoryName,
+    point: &RestorePoint,
+    archive: Option<&ShownWal>,
+) -> Option<BackupListed> {
+    let ends_at = archive.and_then(ShownWal::end_lsn);
     Some(BackupListed {
         repository: name.clone(),
         // A directory whose name cannot be a label cannot be asked for either.
@@ -136,13 +160,31 @@ fn listed(name: &RepositoryName, point: &RestorePoint) -> Option<BackupListed> {
         file_count: point.file_count,
         tablespace_count: u32::try_from(point.tablespaces.len()).unwrap_or(u32::MAX),
         recoverable: point.recoverable.to_lsn.map(|to| ListedRestoreInterval {
-            // Only the end is a consistent state; the WAL of a base backup brings one and no other.
+            // Only the backup's end is a consistent state; the WAL that it brings along leads there and no further.
             from_lsn: to.to_string(),
-            to_lsn: to.to_string(),
+            to_lsn: ends_at.map_or(to, |end| end.max(to)).to_string(),
             from: None,
             to: None,
+            archive: archive.and_then(listed_archive),
         }),
     })
+}
+
+fn listed_archive(shown: &ShownWal) -> Option<ListedArchive> {
+    Some(ListedArchive {
+        last_segment: shown.last_segment()?,
+        timeline: shown.target_timeline,
+        archived_at: Timestamp::from_second(shown.archived_at_s).ok(),
+        gap: shown.gap.as_ref().map(gap_of),
+    })
+}
+
+/// A hole of an archive in the contract's words.
+pub fn gap_of(gap: &repository::WalGap) -> WalGap {
+    WalGap {
+        first_missing: gap.first_missing.clone(),
+        next: gap.next.clone(),
+    }
 }
 
 /// The format, with the kind where a backup may stand on others.

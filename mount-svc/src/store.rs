@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::keeper;
-use crate::record::MountRecord;
+use crate::record::{MountRecord, Pinned};
 use crate::repositories;
 
 const KIND: &str = "mount";
@@ -113,6 +113,45 @@ impl Store {
             .spawn(keeper::keep(self.clone(), receiver, self.stop.clone()));
     }
 
+    /// Writes down what a mount shows before anybody gets to see it. A record that was changed meanwhile by a newer request stays as
+    /// it is, which `None` says.
+    pub async fn pin(&self, before: &MountRecord, pinned: &Pinned) -> Option<MountRecord> {
+        let after = before.clone().with_pinned(pinned);
+        if after == *before {
+            return Some(after);
+        }
+        let (session_id, written) = (before.session_id(), after.clone());
+        let done = self.journaled(
+            move |t: &Transaction<'_>, before: &MountRecord| {
+                let unchanged = Self::record(t, session_id)?.as_ref() == Some(before);
+                if unchanged {
+                    Self::put(t, &written)?;
+                }
+                Ok(unchanged)
+            },
+            before,
+        );
+        if done.await != Some(true) {
+            return None;
+        }
+        self.replace(before, after.clone());
+        Some(after)
+    }
+
+    /// Gives a keeper the record that it wrote itself, unless somebody has sent a newer one since.
+    fn replace(&self, before: &MountRecord, after: MountRecord) {
+        let keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sender) = keepers.get(&before.session_id()) {
+            sender.send_if_modified(|present| {
+                let same = present == before;
+                if same {
+                    *present = after;
+                }
+                same
+            });
+        }
+    }
+
     /// Commits a keeper's result: the record after it (`None`: removed) and the answer to recovery-svc. A record that was changed
     /// meanwhile by a newer request stays as it is, which `false` says; then the answer, whose epoch is old, does no harm.
     pub async fn settle(
@@ -140,17 +179,7 @@ impl Store {
         );
         let settled = done.await == Some(true);
         if settled && let Some(record) = kept {
-            let keepers = self.keepers.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(sender) = keepers.get(&session_id) {
-                // Only if nobody has sent a newer one since the commit.
-                sender.send_if_modified(|present| {
-                    let same = present == before;
-                    if same {
-                        *present = record;
-                    }
-                    same
-                });
-            }
+            self.replace(before, record);
         }
         settled
     }

@@ -6,7 +6,7 @@ use common::agent::hand::{Hydrate, Replace, SessionPlace};
 use common::ids::{BackupLabel, RepositoryName, SessionId, TargetName};
 use common::messages::{
     Command, Envelope, FinalLocation, Limits, MountFiles, Publish, Recover, RecoverSession,
-    SessionKind, SwitchoverMode, TraceParent,
+    RecoveryTarget, SessionKind, SwitchoverMode, TraceParent,
 };
 use common::problem::{ErrorCode, Problem};
 use common::session::{Accept, Input, RecoverySpec, SessionSpec};
@@ -71,6 +71,7 @@ struct Wish {
     target: TargetName,
     port: Option<u16>,
     hydrate: Option<Hydrate>,
+    recovery_target: RecoveryTarget,
     reason: Option<String>,
     location: Option<FinalLocation>,
 }
@@ -85,6 +86,7 @@ impl From<Recover> for Wish {
             port: command.port,
             // Replicating reads everything once: nothing beside that is copied.
             hydrate: Some(Hydrate::None),
+            recovery_target: command.recovery_target,
             reason: command.reason,
             location: Some(command.location),
         }
@@ -100,6 +102,7 @@ impl From<Publish> for Wish {
             target: command.target,
             port: command.port,
             hydrate: command.hydrate,
+            recovery_target: command.recovery_target,
             reason: command.reason,
             location: None,
         }
@@ -115,6 +118,7 @@ impl From<MountFiles> for Wish {
             target: command.target,
             port: None,
             hydrate: command.hydrate,
+            recovery_target: RecoveryTarget::default(),
             reason: command.reason,
             location: None,
         }
@@ -204,6 +208,7 @@ fn spec(service: &Service, session_id: SessionId, wish: Wish) -> Result<SessionS
         },
         port,
         hydrate: wish.hydrate,
+        recovery_target: wish.recovery_target,
         reason: wish.reason,
         recovery,
     })

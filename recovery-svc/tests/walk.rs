@@ -86,6 +86,7 @@ fn begin(kind: SessionKind, automatic_max: u32) -> (SessionState, Vec<Effect>) {
         command_id: id,
         spec: SessionSpec {
             hydrate: None,
+            recovery_target: RecoveryTarget::Latest,
             kind,
             repository: RepositoryName::new("r").unwrap(),
             backup: None,

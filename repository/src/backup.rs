@@ -4,7 +4,9 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use crate::{EntryKind, FileIndex, RepositoryError, RestorePoint, RestorePoints, Standing, Tree};
+use crate::{
+    EntryKind, FileIndex, RepositoryError, RestorePoint, RestorePoints, Standing, Tree, WalArchive,
+};
 
 /// Bytes per read of [`Backup::verify_all`].
 const VERIFY_READ_BYTES: usize = 1 << 20;
@@ -16,6 +18,9 @@ pub trait Repository: Send + Sync + fmt::Debug {
 
     /// Opens one backup: builds its tree, checks it against its manifest, reads no contents.
     fn open(&self, which: BackupChoice<'_>) -> Result<Arc<dyn Backup>, RepositoryError>;
+
+    /// The archive of WAL that recovery of one of the backups can go on with; none where the repository has no archive.
+    fn wal_archive(&self, point: &RestorePoint) -> Result<Option<WalArchive>, RepositoryError>;
 }
 
 /// Which backup to open.

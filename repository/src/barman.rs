@@ -8,6 +8,7 @@ mod python_literal;
 mod repository;
 mod server;
 mod wal;
+mod wal_storage;
 mod with_wal;
 
 pub use backup_info::{BackupInfo, Status, parse_backup_info};

@@ -171,6 +171,12 @@ impl DecodedStore {
         });
     }
 
+    /// Forgets one file that nobody will want again; who is reading it goes on.
+    pub(crate) fn forget_file(&self, owner: u64, file: u32) {
+        let forgotten = self.lock().files.remove(&(owner, file));
+        drop(forgotten);
+    }
+
     /// What is under the lock is never left half done, so one poisoned elsewhere is as good.
     fn lock(&self) -> MutexGuard<'_, Entries> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)

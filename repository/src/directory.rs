@@ -8,8 +8,10 @@ use std::sync::Arc;
 use crate::pg_basebackup::{
     Place, Siblings, Wal, began, describe_backup, looks_like_a_backup, open_backup,
 };
+use crate::wal_archive::WalDirectory;
 use crate::{
     Backup, BackupChoice, OpenOptions, Repository, RepositoryError, RestorePoint, RestorePoints,
+    WalArchive,
 };
 
 /// Opens a repository: a directory that is one backup, or whose children are. The label of a backup is its directory's name.
@@ -211,5 +213,14 @@ impl Repository for DirectoryRepository {
             BackupChoice::Label(label) => self.open_label(label),
             BackupChoice::Newest => self.open_newest(),
         }
+    }
+
+    fn wal_archive(&self, point: &RestorePoint) -> Result<Option<WalArchive>, RepositoryError> {
+        let Some(path) = &self.options.wal_archive else {
+            return Ok(None);
+        };
+        let storage = Arc::new(WalDirectory::open(path)?);
+        let store = self.options.decoded_store();
+        Ok(Some(WalArchive::new(storage, store, point, None)))
     }
 }

@@ -24,6 +24,7 @@ pub mod pgbackrest;
 mod restore_point;
 mod seekable;
 mod tree;
+mod wal_archive;
 
 pub use backup::{
     Backup, BackupChoice, BackupKind, CorruptFile, Repository, VerifyProgress, VerifyReport,
@@ -41,3 +42,4 @@ pub use seekable::Codec;
 #[doc(hidden)]
 pub use seekable::places_that_agree;
 pub use tree::{Entries, Entry, EntryKind, FileIndex, Tree};
+pub use wal_archive::{SegmentRun, ShownHistory, ShownWal, WalArchive, WalFiles, WalGap};

@@ -13,6 +13,8 @@ pub struct OpenOptions {
     pub tablespace_directories: Vec<PathBuf>,
     /// What the caller calls the setting behind `tablespace_directories`, for refusals to name; `tablespace_directories` when empty.
     pub tablespace_setting: String,
+    /// The directory to which WAL is archived, of a repository that is a directory of backups; other formats have their own.
+    pub wal_archive: Option<PathBuf>,
     /// What is too much.
     pub limits: Limits,
     /// Where decoded bytes lie; without one each repository that needs it makes its own.

@@ -19,6 +19,7 @@ mod passphrase;
 mod repository;
 mod stanza;
 mod stored;
+mod wal_storage;
 mod whole_file;
 
 pub use block_map::{Block, BlockLayout, BlockMap, Superblock, parse_block_map};

@@ -9,7 +9,9 @@ use common::bus::amqp::AmqpBus;
 use common::bus::{Bus, Destination, OutgoingMessage, StreamFrom};
 use common::env::Env;
 use common::ids::CommandId;
-use common::messages::{Command, Envelope, Event, EventBody, Limits, Publish, Step};
+use common::messages::{
+    Command, Envelope, Event, EventBody, Limits, Publish, RecoveryTarget, Step,
+};
 use common::problem::Problem;
 use common::topology::{self, Role};
 use jiff::{SignedDuration, Timestamp};
@@ -277,6 +279,7 @@ pub fn publish(backup: &str, port: Option<u16>) -> anyhow::Result<Publish> {
         target: "here".parse()?,
         port,
         hydrate: None,
+        recovery_target: RecoveryTarget::Latest,
         reason: None,
     })
 }

@@ -149,6 +149,11 @@ impl Stage {
         self.cluster.start()
     }
 
+    /// Has the cluster go on on a timeline of its own, as after a failover.
+    pub fn promote(&mut self) -> Result<()> {
+        self.cluster.promote()
+    }
+
     /// The directory of a repository, counted from 1.
     pub fn repository(&self, number: usize) -> PathBuf {
         self.directory.path().join(format!("repository{number}"))

@@ -154,6 +154,21 @@ impl TestPostgres {
         .map(drop)
     }
 
+    /// Has it go on on a timeline of its own, as after a failover.
+    pub fn promote(&mut self) -> Result<()> {
+        self.stop("fast")?;
+        let signal = self.data_directory().join("recovery.signal");
+        std::fs::write(&signal, "")?;
+        give_to_postgres(&signal)?;
+        let automatic = self.data_directory().join("postgresql.auto.conf");
+        append(&automatic, "restore_command = '/bin/false'\n")?;
+        self.start()?;
+        wait_until("the cluster is promoted", || {
+            let found = self.psql("postgres", "SELECT pg_is_in_recovery()");
+            found.is_ok_and(|text| text.trim() == "f")
+        })
+    }
+
     /// Kills the postmaster with SIGKILL and waits until it has gone.
     pub fn kill(&self) -> Result<()> {
         let pid_file = self.data_directory().join("postmaster.pid");

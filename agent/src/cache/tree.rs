@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::path::Path;
 
 use common::agent::hand::{SessionPlace, TreeEntry, TreeEntryKind, TreeFinish};
@@ -80,6 +81,8 @@ pub struct Tree {
     // Children of node n: `children[starts[n]..starts[n + 1]]`, by name.
     starts: Vec<u32>,
     children: Vec<u32>,
+    // The numbers of the files in the directory of WAL, which are read once.
+    wal: Range<Ino>,
 }
 
 impl Tree {
@@ -153,6 +156,22 @@ impl Tree {
             mode: packed.mode,
             modified_at_s: packed.modified_at_s,
         })
+    }
+
+    /// Whether a node is of the archive of WAL (`wal/`): recovery reads that once, so that copies of it are worth nothing.
+    pub fn is_wal(&self, ino: Ino) -> bool {
+        self.wal.contains(&ino)
+    }
+
+    fn wal_range(&self) -> Range<Ino> {
+        let files = || self.lookup(ROOT, "wal").map(|wal| self.child_places(wal));
+        let files = files().unwrap_or_default();
+        // They follow each other in the tree; what else there might be in between loses its copies, and nothing more.
+        let (first, last) = (files.iter().min(), files.iter().max());
+        let (Some(first), Some(last)) = (first, last) else {
+            return 0..0;
+        };
+        u64::from(*first) + ROOT..u64::from(*last) + ROOT + 1
     }
 
     /// The number of a name in a directory.
@@ -342,6 +361,7 @@ impl Builder {
             names: self.names,
             starts,
             children: Vec::new(),
+            wal: 0..0,
         };
         let mut children: Vec<u32> =
             (1..u32::try_from(count).map_err(|e| e.to_string())?).collect();
@@ -361,6 +381,7 @@ impl Builder {
             ));
         }
         tree.children = children;
+        tree.wal = tree.wal_range();
         tree.names.shrink_to_fit();
         Ok(tree)
     }

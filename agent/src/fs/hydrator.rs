@@ -108,6 +108,9 @@ impl Hydrator {
 
     /// Notes that a file that the backup has a part in is read or written.
     pub fn touch(&self, node: &Arc<Node>) {
+        if self.store.tree.is_wal(node.ino) {
+            return;
+        }
         let now = self.clock.fetch_add(1, Ordering::Relaxed);
         {
             let mut state = node.lock();

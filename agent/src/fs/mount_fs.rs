@@ -185,7 +185,8 @@ impl MountFs {
 
     pub(super) fn is_small(&self, node: &Node) -> bool {
         let state = node.lock();
-        state.size <= self.parts.small_file_bytes && state.base.is_some()
+        let is_wal = self.parts.store.tree.is_wal(node.ino);
+        state.size <= self.parts.small_file_bytes && state.base.is_some() && !is_wal
     }
 
     // Fetches a small file whole, beside the request that showed that it is in use.

@@ -179,8 +179,11 @@ impl Transfer {
         }
     }
 
-    // Keeps a piece when it has come, if it is not too much at once.
+    // Keeps a piece when it has come, if it is not too much at once. Of WAL nothing is kept: what comes next takes its place.
     fn keeping(&self, node: &Arc<Node>, file: u32) -> Arrived {
+        if self.store.tree.is_wal(node.ino) {
+            return Arc::new(|_| {});
+        }
         let (store, blocks, node) = (self.store.clone(), self.blocks.clone(), node.clone());
         let room = self.room.clone();
         let keeper = Arc::downgrade(&self.keeper);

@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use common::agent::hand::RecoveryOptions;
+use common::messages::RecoveryTarget;
 use common::problem::{ErrorCode, Problem};
 
+use super::restore_command::restore_command;
 use super::settings_file::{SettingsFile, parse_boolean, parse_list, parse_size, quote};
 
 const MIB: u64 = 1024 * 1024;
@@ -67,6 +70,8 @@ pub struct Input<'a> {
     pub refused: &'a BTreeMap<String, String>,
     /// Whether the original's files must be copied instead of included.
     pub copy_original: bool,
+    /// How far it recovers, and from what.
+    pub recovery: RecoveryOptions,
 }
 
 /// Where things lie.
@@ -78,6 +83,8 @@ pub struct Paths<'a> {
     pub configuration_directory: &'a Path,
     /// Directory of the private socket.
     pub socket_directory: &'a Path,
+    /// The archive of WAL in the mount.
+    pub wal_directory: &'a Path,
     /// The backup's `postgresql.conf`, if it has one.
     pub original_main: Option<&'a Path>,
     /// The backup's `postgresql.auto.conf`, moved aside, if it had one.
@@ -289,12 +296,27 @@ fn harmlessness(input: &Input<'_>, writer: &mut Writer) {
 
 fn recovery(input: &Input<'_>, writer: &mut Writer) {
     writer.set("hot_standby", "on");
-    // Archive recovery wants a command; what the mount shows in pg_wal is all there is.
-    writer.set("restore_command", "/bin/false");
-    for name in ["", "_name", "_time", "_xid", "_lsn"] {
+    match input.recovery.archive {
+        Some(_) => writer.set(
+            "restore_command",
+            restore_command(input.paths.wal_directory),
+        ),
+        // Archive recovery wants a command; what the mount shows in pg_wal is all there is.
+        None => writer.set("restore_command", "/bin/false"),
+    }
+    for name in ["_name", "_time", "_xid", "_lsn"] {
         writer.set(&format!("recovery_target{name}"), "");
     }
-    writer.set("recovery_target_timeline", "current");
+    let timeline = input.recovery.archive.and_then(|archive| archive.timeline);
+    let (target, timeline) = match input.recovery.target {
+        RecoveryTarget::Immediate => ("immediate", None),
+        RecoveryTarget::Latest => ("", timeline),
+    };
+    writer.set("recovery_target", target);
+    writer.set(
+        "recovery_target_timeline",
+        timeline.map_or("current".to_owned(), |timeline| timeline.to_string()),
+    );
     writer.set("recovery_target_action", "promote");
     writer.set("recovery_min_apply_delay", "0");
     for (name, _, default) in super::control_data::STANDBY_LIMITS {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use common::agent::hand::{InstanceOptions, Prepared, SessionPlace};
+use common::agent::hand::{InstanceOptions, Prepared, RecoveryOptions, SessionPlace};
 use common::problem::{ErrorCode, Problem};
 
 use super::configuration::{self, Generated, Input, Paths};
@@ -198,6 +198,7 @@ impl Job<'_> {
                 data_directory: data,
                 configuration_directory: &self.configuration,
                 socket_directory: &self.place.socket_directory(),
+                wal_directory: &self.place.wal_directory(),
                 original_main: main.exists().then_some(main.as_path()),
                 original_automatic: automatic.exists().then_some(automatic.as_path()),
             },
@@ -211,6 +212,7 @@ impl Job<'_> {
             settings: &self.options.settings,
             refused: &BTreeMap::new(),
             copy_original: !original.remarks.is_empty(),
+            recovery: self.recovery(),
         };
         let file = self.configuration.join("postgresql.conf");
         let mut complaint = String::new();
@@ -266,6 +268,14 @@ impl Job<'_> {
             return self.write(&signal, "");
         }
         Ok(())
+    }
+
+    /// How it recovers; one that has ended recovery never does again, and takes nothing from the archive any more.
+    fn recovery(&self) -> RecoveryOptions {
+        match self.configuration.join(RECOVERED_MARKER).exists() {
+            true => RecoveryOptions::default(),
+            false => self.options.recovery,
+        }
     }
 
     fn read_optional(&self, path: &Path) -> Result<Option<String>, Problem> {

@@ -247,6 +247,7 @@ impl Published {
             superuser: "postgres".into(),
             shared_buffers_bytes: None,
             settings: BTreeMap::default(),
+            recovery: Default::default(),
         };
         Self {
             place,

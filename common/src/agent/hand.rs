@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{OsUser, SessionId};
-use crate::messages::CacheStatistics;
+use crate::messages::{CacheStatistics, RecoveryTarget};
 use crate::problem::Problem;
 
 pub use recovery::{
@@ -68,6 +68,11 @@ impl SessionPlace {
     /// The data directory in the mount: `<mount point>/data`.
     pub fn data_directory(&self) -> PathBuf {
         self.mount_point().join("data")
+    }
+
+    /// The archive of WAL in the mount, where there is one: `<mount point>/wal`.
+    pub fn wal_directory(&self) -> PathBuf {
+        self.mount_point().join("wal")
     }
 
     /// The session's directory with the write cache: `<cache root>/<session>`.
@@ -500,6 +505,27 @@ pub struct InstanceOptions {
     pub shared_buffers_bytes: Option<u64>,
     /// Settings that come last and win, by name.
     pub settings: BTreeMap<String, String>,
+    /// How far it recovers, and from what.
+    #[serde(default)]
+    pub recovery: RecoveryOptions,
+}
+
+/// How far an instance recovers, and from what.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+pub struct RecoveryOptions {
+    /// How far.
+    pub target: RecoveryTarget,
+    /// The archive of WAL in the mount, if it shows one; else there is what the backup brings along.
+    pub archive: Option<ArchiveOptions>,
+}
+
+/// How WAL is taken from the archive in the mount ([`SessionPlace::wal_directory`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ArchiveOptions {
+    /// The timeline to which recovery goes; the one on which the backup was made when absent.
+    pub timeline: Option<u32>,
 }
 
 /// What `prepare` found and wrote.

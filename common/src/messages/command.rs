@@ -57,6 +57,9 @@ pub struct Publish {
     /// What is copied from the backup into the write cache beside what is read; the target's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hydrate: Option<Hydrate>,
+    /// How far recovery goes.
+    #[serde(default, skip_serializing_if = "RecoveryTarget::is_default")]
+    pub recovery_target: RecoveryTarget,
     /// Why, for the session's history. At most 500 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 500))]
@@ -101,6 +104,37 @@ pub struct Cancel {
 pub struct Retry {
     /// The session.
     pub session_id: SessionId,
+}
+
+/// How far recovery goes.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum RecoveryTarget {
+    /// To the end of the WAL that the repository's archive has when the backup is mounted; without an archive, of what the backup
+    /// brings along.
+    #[default]
+    Latest,
+    /// To the backup's end, the first consistent state.
+    Immediate,
+}
+
+impl RecoveryTarget {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Where a recovered instance is to stay, and when it goes there.
@@ -213,6 +247,9 @@ pub struct Recover {
     pub port: Option<u16>,
     /// Where it is to stay.
     pub location: FinalLocation,
+    /// How far recovery goes.
+    #[serde(default, skip_serializing_if = "RecoveryTarget::is_default")]
+    pub recovery_target: RecoveryTarget,
     /// Why, for the session's history. At most 500 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 500))]

@@ -78,6 +78,9 @@ pub struct MountReady {
     /// WAL position at which the backup is consistent, `X/X`, if the backup says so.
     #[serde(default)]
     pub end_lsn: Option<String>,
+    /// What the mount shows of the archive of WAL, if there is one.
+    #[serde(default)]
+    pub wal: Option<MountedWal>,
     /// Size of the backup's files, in bytes.
     #[serde(default)]
     pub size_bytes: u64,
@@ -89,6 +92,33 @@ pub struct MountReady {
     /// Why not, when it does not.
     #[serde(default)]
     pub passthrough_reason: Option<String>,
+}
+
+/// What a mount shows of the repository's archive of WAL, beside the data directory: recovery can go on with it behind the backup's end.
+#[derive(
+    Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+pub struct MountedWal {
+    /// The timeline to which recovery goes; the one on which the backup was made when absent.
+    #[serde(default)]
+    pub target_timeline: Option<u32>,
+    /// The end of the last segment, `X/X`.
+    #[serde(default)]
+    pub end_lsn: Option<String>,
+    /// The hole before which the WAL ends, if the archive goes on after one.
+    #[serde(default)]
+    pub gap: Option<WalGap>,
+}
+
+/// Segments that are missing in an archive of WAL.
+#[derive(
+    Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+pub struct WalGap {
+    /// Name of the first that is missing.
+    pub first_missing: String,
+    /// Name of the next that is there.
+    pub next: String,
 }
 
 /// The mount could not be made; what was made for it is undone.

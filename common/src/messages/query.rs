@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::SwitchoverMode;
 use super::event::{Lag, Mounted, Published, StepTiming, SwitchedOver, Waiting, Warning};
 use super::payload::payloads;
-use super::{CacheStatistics, SessionKind, SessionStatus, Step};
+use super::{CacheStatistics, SessionKind, SessionStatus, Step, WalGap};
 use crate::ids::{BackupLabel, OsUser, RepositoryName, ServerName, SessionId, TargetName};
 use crate::problem::Problem;
 
@@ -93,6 +93,24 @@ pub struct ListedRestoreInterval {
     /// Latest recoverable time, if known.
     #[serde(default)]
     pub to: Option<Timestamp>,
+    /// The archived WAL that goes on behind the backup, if there is any; `to_lsn` is its end then.
+    #[serde(default)]
+    pub archive: Option<ListedArchive>,
+}
+
+/// The archived WAL with which recovery of a backup goes on: from its start without a hole.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ListedArchive {
+    /// Name of the last segment.
+    pub last_segment: String,
+    /// The timeline of the last segment.
+    pub timeline: u32,
+    /// When the last segment was archived: the time of its file.
+    #[serde(default)]
+    pub archived_at: Option<Timestamp>,
+    /// The hole behind the last segment, if the archive goes on after one.
+    #[serde(default)]
+    pub gap: Option<WalGap>,
 }
 
 /// Which sessions are there?

@@ -25,6 +25,7 @@ pub(super) fn session_id() -> SessionId {
 pub(super) fn spec(kind: SessionKind) -> SessionSpec {
     SessionSpec {
         hydrate: None,
+        recovery_target: RecoveryTarget::Latest,
         kind,
         repository: RepositoryName::new("main").unwrap(),
         backup: None,
@@ -68,6 +69,7 @@ pub(super) fn ready(epoch: u64) -> MountReady {
         data_directory: PathBuf::from("/tmp/pginstant/s/data"),
         postgresql_major: 15,
         end_lsn: None,
+        wal: None,
         size_bytes: 1,
         tablespaces: BTreeMap::new(),
         passthrough: true,

@@ -1,6 +1,6 @@
 //! The tables of backups and sessions.
 
-use common::messages::{BackupList, SessionList};
+use common::messages::{BackupList, ListedRestoreInterval, SessionList};
 use jiff::tz::TimeZone;
 
 use super::human::{self, or_nothing};
@@ -28,7 +28,11 @@ pub(crate) fn backups(list: &BackupList, zone: &TimeZone) -> String {
             let (from, to) = match &backup.recoverable {
                 Some(interval) => (
                     point(&interval.from_lsn, interval.from, zone),
-                    point(&interval.to_lsn, interval.to, zone),
+                    point(
+                        &interval.to_lsn,
+                        interval.to.or(archived_at(interval)),
+                        zone,
+                    ),
                 ),
                 None => (human::NOTHING.to_owned(), human::NOTHING.to_owned()),
             };
@@ -54,6 +58,11 @@ pub(crate) fn backups(list: &BackupList, zone: &TimeZone) -> String {
         text += &format!("cannot be read: {problem}\n");
     }
     text
+}
+
+/// Without the WAL itself nobody knows the time of the last commit in it: it was not later than this.
+fn archived_at(interval: &ListedRestoreInterval) -> Option<jiff::Timestamp> {
+    interval.archive.as_ref()?.archived_at
 }
 
 fn point(lsn: &str, at: Option<jiff::Timestamp>, zone: &TimeZone) -> String {

@@ -120,6 +120,7 @@ pub(crate) fn backup_list() -> BackupList {
             to_lsn: "0/2000100".into(),
             from: Some("2026-11-20T01:02:00Z".parse().unwrap()),
             to: None,
+            archive: None,
         }),
     };
     let second = BackupListed {

@@ -1,7 +1,7 @@
 //! Prepare: PostgreSQL of the backup's major version is found, then configuration and recovery settings are written.
 
-use common::agent::hand::{InstanceOptions, Request, Response};
-use common::messages::Step;
+use common::agent::hand::{ArchiveOptions, InstanceOptions, RecoveryOptions, Request, Response};
+use common::messages::{RecoveryTarget, Step};
 use common::problem::{ErrorCode, Problem};
 use common::session::StepOutcome;
 
@@ -39,7 +39,22 @@ pub(super) async fn run(run: Run<'_>) -> Result<StepOutcome, Problem> {
         superuser: target.superuser.clone(),
         shared_buffers_bytes: target.shared_buffers_bytes,
         settings: target.settings.clone(),
+        recovery: RecoveryOptions {
+            target: state.spec.recovery_target,
+            archive: mount.wal.as_ref().map(|wal| ArchiveOptions {
+                timeline: wal.target_timeline,
+            }),
+        },
     };
+    if let Some(gap) = mount.wal.as_ref().and_then(|wal| wal.gap.as_ref())
+        && state.spec.recovery_target == RecoveryTarget::Latest
+    {
+        let text = format!(
+            "the archive of WAL has a gap: {} is missing, the next is {}; recovery ends before the gap",
+            gap.first_missing, gap.next
+        );
+        run.progress(Step::Prepare, text, (None, None)).await;
+    }
     let request = Request::Prepare {
         place: state.spec.place.clone(),
         instance: instance.clone(),

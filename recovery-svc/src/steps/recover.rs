@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use common::agent::hand::{InstanceStatus, Request, Response};
-use common::messages::{Published, Step};
+use common::messages::{Published, RecoveryTarget, Step};
 use common::problem::{ErrorCode, Problem};
 use common::session::StepOutcome;
 use common::wal;
@@ -94,11 +94,14 @@ async fn look<'a>(run: &Run<'a>, hand: &mut Option<Grip<'a>>) -> Result<Instance
 }
 
 async fn tell(run: &Run<'_>, replayed: &str, first_bytes: Option<u64>) {
-    let end = run
-        .state()
-        .mount
-        .as_ref()
-        .and_then(|m| m.end_lsn.as_deref());
+    let state = run.state();
+    let end = state.mount.as_ref().and_then(|mount| {
+        let of_archive = mount.wal.as_ref().and_then(|wal| wal.end_lsn.as_deref());
+        match state.spec.recovery_target {
+            RecoveryTarget::Latest => of_archive.or(mount.end_lsn.as_deref()),
+            RecoveryTarget::Immediate => mount.end_lsn.as_deref(),
+        }
+    });
     let text = match end {
         Some(end) => format!("replayed {replayed} of {end}"),
         None => format!("replayed {replayed}"),
@@ -108,8 +111,8 @@ async fn tell(run: &Run<'_>, replayed: &str, first_bytes: Option<u64>) {
         .await;
 }
 
-/// How much is replayed, of how much, since the first position seen. The backup's end is where the instance is consistent; WAL
-/// beyond it is replayed too, and then nobody knows how much there is.
+/// How much is replayed, of how much, since the first position seen. Without an archive the end is that of the backup; if it brings
+/// along WAL beyond it, that is replayed too, and then nobody knows how much there is.
 fn replayed_bytes(
     (replayed, end): (Option<u64>, Option<u64>),
     first: Option<u64>,

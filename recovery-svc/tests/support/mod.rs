@@ -471,6 +471,7 @@ impl Stage {
                 target: TargetName::new("local").unwrap(),
                 port: None,
                 hydrate: None,
+                recovery_target: RecoveryTarget::Latest,
                 reason: None,
             },
         );
@@ -584,6 +585,7 @@ fn answer(target: &mut Target, message: Internal) -> Internal {
                 mount_point,
                 postgresql_major: 15,
                 end_lsn: Some("0/3000100".to_owned()),
+                wal: None,
                 size_bytes: 1 << 20,
                 tablespaces: Default::default(),
                 passthrough: true,

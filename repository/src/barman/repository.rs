@@ -6,10 +6,12 @@ use std::sync::Arc;
 use super::backup_info::{BackupInfo, Status};
 use super::server::{Server, is_backup_id};
 use super::wal::{WalRange, find_wal};
+use super::wal_storage::BarmanWal;
 use super::with_wal::{BackupWithWal, Parts};
 use crate::pg_basebackup::{Place, Siblings, TablespaceDirectory, Wal, open_backup};
 use crate::{
-    Backup, BackupChoice, BackupFormat, OpenOptions, Repository, RepositoryError, RestorePoints,
+    Backup, BackupChoice, BackupFormat, OpenOptions, Repository, RepositoryError, RestorePoint,
+    RestorePoints, WalArchive,
 };
 
 /// Opens a server of Barman: its directory below `barman_home`, or that one if it has no other server.
@@ -170,5 +172,17 @@ impl Repository for BarmanRepository {
         }
         // There are backups, but none can be opened: why the newest cannot says more than "none".
         Err(problem.unwrap_or_else(|| self.unknown("backup".into())))
+    }
+
+    fn wal_archive(&self, point: &RestorePoint) -> Result<Option<WalArchive>, RepositoryError> {
+        let segment_bytes = self.usable(&point.label)?.segment_bytes;
+        let storage = Arc::new(BarmanWal::of(&self.server));
+        let store = self.options.decoded_store();
+        Ok(Some(WalArchive::new(
+            storage,
+            store,
+            point,
+            Some(segment_bytes),
+        )))
     }
 }

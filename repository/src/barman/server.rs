@@ -56,7 +56,8 @@ impl Server {
         Ok(ids)
     }
 
-    fn names(&self, directory: &str) -> Result<Vec<String>, RepositoryError> {
+    /// Names in a directory below the server's; none if it is not there.
+    pub(super) fn names(&self, directory: &str) -> Result<Vec<String>, RepositoryError> {
         let unreadable = |error| RepositoryError::unreadable(directory, "list", error);
         let opened = match open_directory(self.root.as_fd(), directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

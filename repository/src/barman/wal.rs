@@ -6,12 +6,11 @@ use std::sync::Arc;
 use super::server::Server;
 use crate::pg_basebackup::segment_name;
 use crate::pgbackrest::{Compression, Decoding, Framing, ReadFailure, StoredRange};
+use crate::wal_archive::{MAGIC_BYTES, compression_of};
 use crate::{Lsn, RepositoryError};
 
 /// Most segments of one backup: 64 TiB with the largest segments, 1 TiB with the usual ones.
 const SEGMENT_COUNT_MAX: u64 = 1 << 16;
-/// What is looked at of a file's beginning.
-const MAGIC_BYTES: usize = 6;
 /// XLogLongPageHeaderData: the system identifier after the 24 bytes of a page's short header, then the segment's size.
 const HEAD_BYTES: usize = 36;
 
@@ -112,29 +111,6 @@ fn find_segment(
     ))
 }
 
-/// How a segment is compressed: names in Barman's archive do not tell. What it is, else.
-fn compression_of(beginning: &[u8]) -> Result<Compression, &'static str> {
-    const KNOWN: [(&[u8], Compression); 4] = [
-        (b"\x1f\x8b\x08", Compression::Gz),
-        (b"BZh", Compression::Bz2),
-        (b"\x28\xb5\x2f\xfd", Compression::Zst),
-        (b"\x04\x22\x4d\x18", Compression::Lz4),
-    ];
-    let known = KNOWN.iter().find(|(magic, _)| beginning.starts_with(magic));
-    if let Some((_, compression)) = known {
-        return Ok(*compression);
-    }
-    // XLOG_PAGE_MAGIC has been 0xD0xx and 0xD1xx, in the machine's byte order.
-    match beginning {
-        [_, 0xD0 | 0xD1, ..] => Ok(Compression::None),
-        [0xFD, b'7', b'z', b'X', b'Z', 0] => Err("is compressed by xz, which cannot be read"),
-        [0xFF, 0x06, 0, 0, b's', b'N'] => Err("is compressed by snappy, which cannot be read"),
-        _ => Err(
-            "is no WAL and no WAL compressed in a way that is known: encrypted, or by a filter of its own",
-        ),
-    }
-}
-
 fn check_cluster(
     server: &Server,
     first: &Segment,
@@ -164,27 +140,5 @@ fn check_cluster(
             ))
         }
         _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_beginning_of_a_segment_tells_its_compression() {
-        for (beginning, wanted) in [
-            (&b"\x10\xd1\x07\0\x01\0"[..], Some(Compression::None)),
-            (b"\x1f\x8b\x08\0\0\0", Some(Compression::Gz)),
-            (b"BZh91A", Some(Compression::Bz2)),
-            (b"\x28\xb5\x2f\xfd\0\0", Some(Compression::Zst)),
-            (b"\x04\x22\x4d\x18\0\0", Some(Compression::Lz4)),
-            (b"\xfd7zXZ\0", None),
-            (b"\xff\x06\0\0sN", None),
-            (b"\0\0\0\0\0\0", None),
-            (b"", None),
-        ] {
-            assert_eq!(compression_of(beginning).ok(), wanted, "{beginning:?}");
-        }
     }
 }

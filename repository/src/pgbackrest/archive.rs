@@ -54,10 +54,14 @@ pub(crate) fn find_wal(
     stanza: &Stanza,
     range: &WalRange<'_>,
 ) -> Result<ArchivedWal, RepositoryError> {
-    let info = stanza.archive_path("archive.info");
-    let passphrase = stanza.info(&info, stanza.passphrase(), &read_archive_info)?;
+    let passphrase = archive_passphrase(stanza)?;
     let mut directories = BTreeMap::new();
-    let first = find_segment(stanza, range, range.first_segment, &mut directories)?;
+    let first = find_segment(
+        stanza,
+        range.archive_id,
+        range.first_segment,
+        &mut directories,
+    )?;
     let segment_bytes = segment_bytes(stanza, &first, passphrase.as_ref(), range)?;
     let timeline = range.first_segment.get(..8).unwrap_or_default();
     let corrupt = |reason: String| RepositoryError::corrupt(&first.path, reason);
@@ -77,7 +81,8 @@ pub(crate) fn find_wal(
     let mut segments = Vec::new();
     for number in first_number..=last_number {
         let name = segment_name(timeline, Lsn(number * segment_bytes), segment_bytes);
-        segments.push(find_segment(stanza, range, &name, &mut directories)?);
+        let found = find_segment(stanza, range.archive_id, &name, &mut directories)?;
+        segments.push(found);
     }
     Ok(ArchivedWal {
         segments,
@@ -92,6 +97,12 @@ pub(crate) fn segment_name(timeline: &str, lsn: Lsn, segment_bytes: u64) -> Stri
     let per_log = (1_u64 << 32) / segment_bytes;
     let (log, segment) = (number / per_log, number % per_log);
     format!("{timeline}{log:08X}{segment:08X}")
+}
+
+/// What opens the archive's files, if it is encrypted.
+pub(super) fn archive_passphrase(stanza: &Stanza) -> Result<Option<Passphrase>, RepositoryError> {
+    let info = stanza.archive_path("archive.info");
+    stanza.info(&info, stanza.passphrase(), &read_archive_info)
 }
 
 fn read_archive_info(
@@ -109,16 +120,17 @@ fn read_archive_info(
 }
 
 /// Names of the files in one directory of the archive, by the segment that they are of.
-type Listed = BTreeMap<String, Vec<String>>;
+pub(super) type Listed = BTreeMap<String, Vec<String>>;
 
-fn find_segment(
+/// Finds one segment; `directories` keeps what was listed for the next.
+pub(super) fn find_segment(
     stanza: &Stanza,
-    range: &WalRange<'_>,
+    archive_id: &str,
     name: &str,
     directories: &mut BTreeMap<String, Listed>,
 ) -> Result<ArchivedSegment, RepositoryError> {
     let prefix = name.get(..16).unwrap_or_default();
-    let directory = stanza.archive_path(&format!("{}/{prefix}", range.archive_id));
+    let directory = stanza.archive_path(&format!("{archive_id}/{prefix}"));
     if !directories.contains_key(&directory) {
         let listed = list(stanza, &directory)?;
         directories.insert(directory.clone(), listed);
@@ -168,14 +180,19 @@ fn list(stanza: &Stanza, directory: &str) -> Result<Listed, RepositoryError> {
     for entry in entries.map_err(|error| unreadable(error.into()))? {
         let entry = entry.map_err(|error| unreadable(error.into()))?;
         if let Ok(name) = entry.file_name().to_str()
-            && let Some((segment, rest)) = name.split_at_checked(24)
-            && rest.starts_with('-')
+            && let Some(segment) = segment_of(name)
         {
             let files = listed.entry(segment.to_owned()).or_default();
             files.push(name.to_owned());
         }
     }
     Ok(listed)
+}
+
+/// The segment that a file of the archive is; none if it is something else, as one that is only being written.
+pub(super) fn segment_of(file: &str) -> Option<&str> {
+    let (segment, _) = file.split_at_checked(24)?;
+    parse_file_name(file, segment).map(|_| segment)
 }
 
 /// `<segment>-<SHA-1>` with the compression's extension.
@@ -254,8 +271,17 @@ mod tests {
         let parse = |rest: &str| parse_file_name(&format!("{segment}-{rest}"), segment);
         assert_eq!(parse(sum).unwrap().1, Compression::None);
         assert_eq!(parse(&format!("{sum}.zst")).unwrap().1, Compression::Zst);
-        for bad in ["", "0123", &format!("{sum}.xz"), &format!("{sum}0")] {
+        let being_written = format!("{sum}.zst.pgbackrest.tmp");
+        for bad in [
+            "",
+            "0123",
+            &format!("{sum}.xz"),
+            &format!("{sum}0"),
+            &being_written,
+        ] {
             assert_eq!(parse(bad), None, "{bad}");
         }
+        assert_eq!(segment_of(&format!("{segment}-{sum}")), Some(segment));
+        assert_eq!(segment_of(&format!("{segment}.partial-{sum}")), None);
     }
 }

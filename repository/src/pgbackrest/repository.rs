@@ -7,8 +7,10 @@ use super::backup_info::BackupInfo;
 use super::check::Opening;
 use super::passphrase::Passphrase;
 use super::stanza::{Stanza, StanzaOptions};
+use super::wal_storage::PgBackRestWal;
 use crate::{
-    Backup, BackupChoice, DecodedStore, OpenOptions, Repository, RepositoryError, RestorePoints,
+    Backup, BackupChoice, DecodedStore, OpenOptions, Repository, RepositoryError, RestorePoint,
+    RestorePoints, WalArchive,
 };
 
 /// What is particular to repositories of pgBackRest.
@@ -121,5 +123,12 @@ impl Repository for PgBackRestRepository {
         }
         // There are backups, but none can be opened: why the newest cannot says more than "none".
         Err(problem.unwrap_or_else(|| self.unknown("backup".into())))
+    }
+
+    fn wal_archive(&self, point: &RestorePoint) -> Result<Option<WalArchive>, RepositoryError> {
+        let info = self.stanza.backup_info()?;
+        let storage = PgBackRestWal::of(&self.stanza, &info, &point.label)?;
+        let store = Arc::clone(&self.store);
+        Ok(storage.map(|storage| WalArchive::new(Arc::new(storage), store, point, None)))
     }
 }

@@ -11,7 +11,7 @@ use common::bus::amqp::AmqpBus;
 use common::bus::{Bus, Deliveries, Destination, OutgoingMessage};
 use common::env::Env;
 use common::ids::CommandId;
-use common::messages::{Envelope, Event, Limits, Publish};
+use common::messages::{Envelope, Event, Limits, Publish, RecoveryTarget};
 use common::topology::{self, Role};
 use futures::StreamExt;
 
@@ -76,6 +76,7 @@ impl Client {
                 target: "here".parse()?,
                 port: None,
                 hydrate: None,
+                recovery_target: RecoveryTarget::Latest,
                 reason: None,
             }),
         };

@@ -18,6 +18,7 @@ struct Case {
     missing: Vec<String>,
     settings: BTreeMap<String, String>,
     refused: BTreeMap<String, String>,
+    recovery: RecoveryOptions,
 }
 
 impl Case {
@@ -28,6 +29,7 @@ impl Case {
             missing: Vec::new(),
             settings: BTreeMap::new(),
             refused: BTreeMap::new(),
+            recovery: RecoveryOptions::default(),
         }
     }
 
@@ -39,6 +41,7 @@ impl Case {
                 data_directory: Path::new("/t/s/data"),
                 configuration_directory: Path::new("/v/s/conf"),
                 socket_directory: Path::new("/v/s/socket"),
+                wal_directory: Path::new("/t/s/wal"),
                 original_main: Some(Path::new("/t/s/data/postgresql.conf")),
                 original_automatic: None,
             },
@@ -52,6 +55,7 @@ impl Case {
             settings: &self.settings,
             refused: &self.refused,
             copy_original: false,
+            recovery: self.recovery,
         })
     }
 
@@ -89,6 +93,32 @@ fn the_instance_cannot_harm_production() {
         "cron.launch_active_jobs",
         Some("off"),
     );
+}
+
+#[test]
+fn recovery_goes_as_far_as_was_asked_for() {
+    use common::agent::hand::ArchiveOptions;
+    let archive = |timeline| Some(ArchiveOptions { timeline });
+    for (target, archive, expected) in [
+        (RecoveryTarget::Latest, None, ("", "current")),
+        (RecoveryTarget::Latest, archive(None), ("", "current")),
+        (RecoveryTarget::Latest, archive(Some(3)), ("", "3")),
+        (RecoveryTarget::Immediate, None, ("immediate", "current")),
+        (
+            RecoveryTarget::Immediate,
+            archive(Some(3)),
+            ("immediate", "current"),
+        ),
+    ] {
+        let mut case = Case::new(15, &[("recovery_target_name", "x")]);
+        case.recovery = RecoveryOptions { target, archive };
+        let value = |name| case.value(name).unwrap();
+        let found = (value("recovery_target"), value("recovery_target_timeline"));
+        assert_eq!((&*found.0, &*found.1), expected);
+        assert_eq!(value("recovery_target_name"), "");
+        let takes_from_archive = value("restore_command").contains("/t/s/wal");
+        assert_eq!(takes_from_archive, archive.is_some());
+    }
 }
 
 #[test]

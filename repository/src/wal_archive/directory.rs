@@ -1,0 +1,127 @@
+//! An archive that is a plain directory, as `archive_command = 'cp %p /path/%f'` and `pg_receivewal` make it.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use super::names::{ArchiveNames, is_segment};
+use super::storage::{StoredWal, WalStorage};
+use crate::beneath::{open_file, open_root};
+use crate::{Lsn, RepositoryError};
+
+/// What may stand behind a name. What a file is compressed with its beginning tells.
+const EXTENSIONS: [&str; 5] = ["", ".gz", ".lz4", ".zst", ".bz2"];
+/// Of a segment that is still being received.
+const PARTIAL: &str = ".partial";
+
+/// The directory.
+#[derive(Debug)]
+pub(crate) struct WalDirectory {
+    root: OwnedFd,
+    shown: String,
+}
+
+impl WalDirectory {
+    pub(crate) fn open(path: &Path) -> Result<Self, RepositoryError> {
+        let shown = path.display().to_string();
+        let root = open_root(path)
+            .map_err(|error| RepositoryError::unreadable(&shown, "open WAL archive", error))?;
+        Ok(Self { root, shown })
+    }
+
+    fn stored(&self, file: &str, name: &str) -> Result<Option<StoredWal>, RepositoryError> {
+        let path = format!("{}/{file}", self.shown);
+        let opened = match open_file(self.root.as_fd(), file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(|error| RepositoryError::unreadable(&path, "open", error))?,
+        };
+        let mut stored = StoredWal::plain(path, opened)?;
+        stored.is_partial = file.ends_with(PARTIAL);
+        stored.recognise(is_segment(name))?;
+        Ok(Some(stored))
+    }
+}
+
+/// The name of what a file of an archive holds.
+fn name_of(file: &str) -> &str {
+    let endings = EXTENSIONS.iter().chain([&PARTIAL]);
+    let known = endings
+        .filter(|ending| !ending.is_empty())
+        .find_map(|ending| file.strip_suffix(*ending));
+    known.unwrap_or(file)
+}
+
+impl WalStorage for WalDirectory {
+    fn list(&self, _from: Lsn) -> Result<ArchiveNames, RepositoryError> {
+        let unreadable = |error| RepositoryError::unreadable(&self.shown, "list", error);
+        let mut names = ArchiveNames::default();
+        let entries = rustix::fs::Dir::read_from(self.root.as_fd());
+        for entry in entries.map_err(|error| unreadable(io::Error::from(error)))? {
+            let entry = entry.map_err(|error| unreadable(error.into()))?;
+            if let Ok(file) = entry.file_name().to_str() {
+                names.add(name_of(file))?;
+            }
+        }
+        Ok(names)
+    }
+
+    fn open(&self, name: &str) -> Result<StoredWal, RepositoryError> {
+        for ending in EXTENSIONS.iter().chain([&PARTIAL]) {
+            if let Some(stored) = self.stored(&format!("{name}{ending}"), name)? {
+                return Ok(stored);
+            }
+        }
+        Err(gone(&format!("{}/{name}", self.shown)))
+    }
+}
+
+/// A file that the archive had.
+pub(crate) fn gone(path: &str) -> RepositoryError {
+    RepositoryError::corrupt(
+        path,
+        "is not in the WAL archive any more: it was expired or removed",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEGMENT: &str = "000000010000000000000002";
+
+    #[test]
+    fn files_are_known_by_their_names_whatever_stands_behind_them() {
+        for (file, name) in [
+            (SEGMENT, SEGMENT),
+            ("000000010000000000000002.gz", SEGMENT),
+            ("000000010000000000000002.partial", SEGMENT),
+            ("00000002.history", "00000002.history"),
+            ("00000002.history.zst", "00000002.history"),
+        ] {
+            assert_eq!(name_of(file), name);
+        }
+    }
+
+    #[test]
+    fn a_whole_segment_is_taken_rather_than_a_partial_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, content: &[u8]| {
+            std::fs::write(directory.path().join(name), content).unwrap();
+        };
+        write("000000010000000000000002.partial", &[0; 8]);
+        let archive = WalDirectory::open(directory.path()).unwrap();
+        assert!(archive.open(SEGMENT).unwrap().is_partial);
+        write(SEGMENT, b"\x10\xd1\x07\0\x01\0");
+        assert!(!archive.open(SEGMENT).unwrap().is_partial);
+        write("000000010000000000000003", b"garbage!");
+        let names = archive.list(Lsn(0)).unwrap();
+        assert_eq!(names.segments().count(), 2);
+        let error = archive.open("000000010000000000000003").unwrap_err();
+        assert!(
+            error.to_string().contains("000000010000000000000003"),
+            "{error}"
+        );
+        let error = archive.open("000000010000000000000004").unwrap_err();
+        assert!(error.is_permanent(), "{error}");
+    }
+}
