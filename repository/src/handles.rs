@@ -1,11 +1,11 @@
 //! Open files, a bounded number of them: the one not used for the longest time makes room.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::RepositoryError;
+use crate::storage::StorageFile;
 
 /// Open files by what their reader numbers them with.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub(crate) struct Handles<K> {
 
 #[derive(Debug)]
 struct Open<K> {
-    files: HashMap<K, (u64, Arc<File>)>,
+    files: HashMap<K, (u64, Arc<StorageFile>)>,
     clock: u64,
 }
 
@@ -35,8 +35,8 @@ impl<K: Copy + Eq + Hash> Handles<K> {
     pub(crate) fn get(
         &self,
         number: K,
-        open: impl FnOnce() -> Result<File, RepositoryError>,
-    ) -> Result<Arc<File>, RepositoryError> {
+        open: impl FnOnce() -> Result<StorageFile, RepositoryError>,
+    ) -> Result<Arc<StorageFile>, RepositoryError> {
         // What is under the lock cannot be left half done, so one poisoned elsewhere is as good.
         let lock = || self.open.lock().unwrap_or_else(PoisonError::into_inner);
         {

@@ -23,6 +23,7 @@ pub mod pg_basebackup;
 pub mod pgbackrest;
 mod restore_point;
 mod seekable;
+mod storage;
 mod tree;
 
 pub use backup::{
@@ -40,4 +41,5 @@ pub use restore_point::{
 pub use seekable::Codec;
 #[doc(hidden)]
 pub use seekable::places_that_agree;
+pub use storage::Storage;
 pub use tree::{Entries, Entry, EntryKind, FileIndex, Tree};

@@ -11,7 +11,7 @@ use crate::{Lsn, RepositoryError};
 /// Most segments of one backup: 64 TiB with the largest segments, 1 TiB with the usual ones.
 const SEGMENT_COUNT_MAX: u64 = 1 << 16;
 /// What is looked at of a file's beginning.
-const MAGIC_BYTES: usize = 6;
+const MAGIC_BYTES: u64 = 6;
 /// XLogLongPageHeaderData: the system identifier after the 24 bytes of a page's short header, then the segment's size.
 const HEAD_BYTES: usize = 36;
 
@@ -83,10 +83,8 @@ fn find_segment(
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             opened => opened.map_err(unreadable)?,
         };
-        let stored_bytes = file.metadata().map_err(unreadable)?.len();
-        let mut beginning = Vec::new();
-        let read = file.take(MAGIC_BYTES as u64).read_to_end(&mut beginning);
-        read.map_err(unreadable)?;
+        let stored_bytes = file.size_bytes().map_err(unreadable)?;
+        let beginning = file.read_beginning(MAGIC_BYTES).map_err(unreadable)?;
         let compression = compression_of(&beginning).map_err(|what| {
             RepositoryError::unsupported(
                 &path,
