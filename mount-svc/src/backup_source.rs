@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use common::agent::hand::{TreeEntry, TreeFinish};
 use common::ids::{BackupLabel, RepositoryName};
 use common::problem::{ErrorCode, Problem};
-use repository::{Backup, BackupChoice, DecodedStore, EntryKind, FileIndex};
+use repository::{Backup, BackupChoice, EntryKind, FileIndex};
 
 use crate::config::RepositoryConfig;
 use crate::layout::{self, BackupEntry};
 use crate::page_server::{PageFailure, PageSource};
-use crate::repositories;
+use crate::repositories::{self, Shared};
 
 /// An opened backup, ready to be served.
 pub struct BackupSource {
@@ -36,14 +36,14 @@ impl BackupSource {
     pub fn open(
         name: &RepositoryName,
         config: &RepositoryConfig,
-        decoded: &Arc<DecodedStore>,
+        shared: &Shared,
         label: Option<&BackupLabel>,
         mount_point: &Path,
     ) -> Result<Self, Problem> {
         let choice = label.map_or(BackupChoice::Newest, |label| {
             BackupChoice::Label(label.as_str())
         });
-        let backup = repositories::open(name, config, decoded)?
+        let backup = repositories::open(name, config, shared)?
             .open(choice)
             .map_err(|error| repositories::problem_of(name, &error))?;
         let label = BackupLabel::new(backup.restore_point().label.clone()).map_err(|error| {

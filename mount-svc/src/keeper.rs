@@ -162,9 +162,9 @@ async fn open_backup(
     let name = request.repository.clone();
     let mount_point =
         place(store.config.target(&request.target)?, request.session_id).mount_point();
-    let decoded = Arc::clone(store.decoded());
+    let shared = store.shared().clone();
     let opening = tokio::task::spawn_blocking(move || {
-        BackupSource::open(&name, &repository, &decoded, label.as_ref(), &mount_point)
+        BackupSource::open(&name, &repository, &shared, label.as_ref(), &mount_point)
     });
     let opened = opening.await.map_err(|error| {
         Problem::new(

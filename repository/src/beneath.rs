@@ -79,7 +79,8 @@ pub(crate) fn read_pages_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::
     })
 }
 
-fn fill(
+/// Reads until the buffer is full or nothing comes any more.
+pub(crate) fn fill(
     offset: u64,
     buffer: &mut [u8],
     mut read: impl FnMut(u64, &mut [u8]) -> io::Result<usize>,

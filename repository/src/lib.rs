@@ -41,5 +41,8 @@ pub use restore_point::{
 pub use seekable::Codec;
 #[doc(hidden)]
 pub use seekable::places_that_agree;
-pub use storage::Storage;
+pub use storage::{
+    InvalidObjectLocation, ObjectAccess, ObjectLimits, ObjectLocation, ObjectOptions,
+    ObjectStoreKind, Storage,
+};
 pub use tree::{Entries, Entry, EntryKind, FileIndex, Tree};

@@ -1,4 +1,4 @@
-//! What holds a repository: a local directory. Readers of formats open files by their paths below it, read them at any place and
+//! What holds a repository: a local directory, or a part of a bucket in an object store. Readers of formats open files by their paths below it, read them at any place and
 //! list directories, and know nothing else of it.
 //!
 //! What must stay true: a path that leads elsewhere (`..`, links) opens nothing; a page of a local file is read as
@@ -6,18 +6,26 @@
 
 mod failure;
 mod file;
+mod objects;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::fs::Dir;
 
 pub(crate) use failure::{is_of_storage, same_error};
 pub(crate) use file::{SizedFile, StorageFile};
+pub use objects::{
+    InvalidObjectLocation, ObjectAccess, ObjectLimits, ObjectLocation, ObjectOptions,
+    ObjectStoreKind,
+};
+pub(crate) use objects::{ObjectFailure, ObjectFile};
 
 use crate::RepositoryError;
 use crate::beneath::{open_directory, open_file, open_root};
+use objects::ObjectStorage;
 
 /// What holds a repository, opened.
 #[derive(Debug)]
@@ -29,6 +37,7 @@ pub struct Storage {
 #[derive(Debug)]
 enum Place {
     Directory(OwnedFd),
+    Objects(Arc<ObjectStorage>),
 }
 
 impl Storage {
@@ -43,6 +52,19 @@ impl Storage {
         })
     }
 
+    /// A part of a bucket. Nothing is asked of the store before something is opened.
+    pub fn objects(
+        location: &ObjectLocation,
+        options: &ObjectOptions,
+        access: &Arc<ObjectAccess>,
+    ) -> Result<Self, RepositoryError> {
+        let storage = ObjectStorage::new(location, options, access)?;
+        Ok(Self {
+            place: Place::Objects(Arc::new(storage)),
+            shown: location.to_string(),
+        })
+    }
+
     /// What people call it.
     pub(crate) fn shown(&self) -> &str {
         &self.shown
@@ -52,6 +74,7 @@ impl Storage {
     pub(crate) fn file(&self, path: &str) -> io::Result<StorageFile> {
         match &self.place {
             Place::Directory(root) => open_file(root.as_fd(), path).map(StorageFile::Local),
+            Place::Objects(objects) => objects.file(path).map(StorageFile::Object),
         }
     }
 
@@ -59,6 +82,7 @@ impl Storage {
     pub(crate) fn has_directory(&self, path: &str) -> io::Result<()> {
         match &self.place {
             Place::Directory(root) => open_directory(root.as_fd(), path).map(drop),
+            Place::Objects(objects) => objects.has_directory(path),
         }
     }
 
@@ -66,6 +90,7 @@ impl Storage {
     pub(crate) fn names(&self, directory: &str) -> io::Result<Vec<String>> {
         match &self.place {
             Place::Directory(root) => names(&open_directory(root.as_fd(), directory)?),
+            Place::Objects(objects) => objects.names(directory),
         }
     }
 }

@@ -136,7 +136,7 @@ impl BackupWithWal {
     ) -> Result<usize, RepositoryError> {
         let shown = format!("pg_wal/{}", segment.name);
         let size_bytes = self.segment_bytes;
-        let file = self.handles.get(number, || {
+        let file = self.handles.get(number, &shown, || {
             let opened = self.server.file(&segment.path);
             opened.map_err(|error| RepositoryError::unreadable(&segment.path, "open", error))
         })?;

@@ -290,7 +290,7 @@ impl Content {
         let read = match &self.files {
             Files::Plain(files) => {
                 let open = || open_unchanged(files, location.source, path, size_bytes);
-                let handle = self.handles.get(file.0, open)?;
+                let handle = self.handles.get(file.0, path, open)?;
                 let read = handle.read_pages_at(offset, buffer);
                 read.map_err(|error| RepositoryError::unreadable(path, "read", error))?
             }

@@ -79,7 +79,7 @@ impl TarFiles {
         let archive = self.archives.get(source as usize);
         let archive = archive
             .ok_or_else(|| RepositoryError::corrupt(path, "is in an archive that is not there"))?;
-        let handle = handles.get(source, || self.open(archive))?;
+        let handle = handles.get(source, path, || self.open(archive))?;
         match &archive.seekable {
             Some(seekable) => seekable.read_at(&handle, path, offset, buffer),
             None => {

@@ -191,7 +191,7 @@ impl Content {
         path: &str,
     ) -> Result<(Arc<StorageFile>, String), RepositoryError> {
         let stored_path = self.stored_path(key, path)?;
-        let handle = self.handles.get(key, || {
+        let handle = self.handles.get(key, path, || {
             let opened = self.parts.stanza.file(&stored_path);
             opened.map_err(|error| self.not_there(key, path, &stored_path, error))
         })?;

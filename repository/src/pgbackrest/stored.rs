@@ -61,7 +61,7 @@ impl Read for StoredRange {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let wanted = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
         let buffer = buffer.get_mut(..wanted).unwrap_or_default();
-        match self.file.read_forwards_at(self.at, buffer, self.left) {
+        match self.file.read_forwards_at(self.at, buffer, Some(self.left)) {
             Ok(count) => {
                 self.at += count as u64;
                 self.left -= count as u64;

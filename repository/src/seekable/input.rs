@@ -16,8 +16,7 @@ pub(crate) trait Stored: Send + Sync {
 
 impl Stored for StorageFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = buffer.len() as u64;
-        self.read_forwards_at(offset, buffer, length)
+        self.read_forwards_at(offset, buffer, None)
     }
 }
 

@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use super::ObjectFile;
 use crate::RepositoryError;
-use crate::beneath::{read_full_at, read_pages_at};
+use crate::beneath::{fill, read_full_at, read_pages_at};
 use crate::pg_basebackup::ReadAt;
 
 /// An open file of a repository, read at any place.
@@ -13,25 +14,45 @@ use crate::pg_basebackup::ReadAt;
 pub(crate) enum StorageFile {
     /// A file of a local directory.
     Local(File),
+    /// An object in an object store.
+    Object(ObjectFile),
 }
 
 impl StorageFile {
-    /// Its size in bytes, as it is now.
+    /// Its size in bytes: of a local file as it is now, of an object as it was when it was opened, which never changes.
     pub(crate) fn size_bytes(&self) -> io::Result<u64> {
         match self {
             Self::Local(file) => Ok(file.metadata()?.len()),
+            Self::Object(object) => Ok(object.size_bytes()),
         }
     }
 
-    /// Reads bytes, none only at the end, for somebody who goes on reading: of so many bytes, the buffer's included.
+    /// What tells this file from another that takes its place, where a reader would not notice: of an object.
+    pub(crate) fn identity(&self) -> Option<String> {
+        match self {
+            Self::Local(_) => None,
+            Self::Object(object) => Some(object.identity()),
+        }
+    }
+
+    /// The error for another file in the place of this one.
+    pub(crate) fn changed(&self) -> io::Error {
+        match self {
+            Self::Local(_) => io::Error::from_raw_os_error(rustix::io::Errno::STALE.raw_os_error()),
+            Self::Object(object) => object.changed(),
+        }
+    }
+
+    /// Reads bytes, none only at the end, for somebody who reads on. `left_bytes` is how many he will want from here on, if he knows.
     pub(crate) fn read_forwards_at(
         &self,
         offset: u64,
         buffer: &mut [u8],
-        _left_bytes: u64,
+        left_bytes: Option<u64>,
     ) -> io::Result<usize> {
         match self {
             Self::Local(file) => file.read_at(buffer, offset),
+            Self::Object(object) => object.read_at(offset, buffer, left_bytes),
         }
     }
 
@@ -39,6 +60,7 @@ impl StorageFile {
     pub(crate) fn read_full_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Local(file) => read_full_at(file, offset, buffer),
+            Self::Object(object) => read_object_at(object, offset, buffer),
         }
     }
 
@@ -46,6 +68,7 @@ impl StorageFile {
     pub(crate) fn read_pages_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Local(file) => read_pages_at(file, offset, buffer),
+            Self::Object(object) => read_object_at(object, offset, buffer),
         }
     }
 
@@ -57,6 +80,12 @@ impl StorageFile {
         bytes.truncate(count);
         Ok(bytes)
     }
+}
+
+fn read_object_at(object: &ObjectFile, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    fill(offset, buffer, |offset, rest| {
+        object.read_at(offset, rest, None)
+    })
 }
 
 /// A file whose size is known.
