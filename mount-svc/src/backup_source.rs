@@ -9,15 +9,15 @@ use common::ids::{BackupLabel, RepositoryName};
 use common::messages::MountedWal;
 use common::problem::{ErrorCode, Problem};
 use repository::{
-    Backup, BackupChoice, DecodedStore, EntryKind, FileIndex, Repository, RepositoryError,
-    RestorePoint, ShownWal, WalFiles,
+    Backup, BackupChoice, EntryKind, FileIndex, Repository, RepositoryError, RestorePoint,
+    ShownWal, WalFiles,
 };
 
 use crate::config::RepositoryConfig;
 use crate::layout::{self, BackupEntry};
 use crate::page_server::{PageFailure, PageSource};
 use crate::record::Pinned;
-use crate::repositories;
+use crate::repositories::{self, Shared};
 
 /// An opened backup, ready to be served.
 pub struct BackupSource {
@@ -54,18 +54,14 @@ impl std::fmt::Debug for BackupSource {
 
 impl BackupSource {
     /// Opens a backup for a mount point: what an earlier opening showed, else what there is now. Blocks: reads its list of files.
-    pub fn open(
-        wanted: &Wanted<'_>,
-        decoded: &Arc<DecodedStore>,
-        mount_point: &Path,
-    ) -> Result<Self, Problem> {
+    pub fn open(wanted: &Wanted<'_>, shared: &Shared, mount_point: &Path) -> Result<Self, Problem> {
         let name = wanted.name;
         let label = wanted.pinned.map(|pinned| &pinned.backup).or(wanted.label);
         let choice = label.map_or(BackupChoice::Newest, |label| {
             BackupChoice::Label(label.as_str())
         });
         let problem = |error| repositories::problem_of(name, &error);
-        let repository = repositories::open(name, wanted.config, decoded)?;
+        let repository = repositories::open(name, wanted.config, shared)?;
         let backup = repository.open(choice).map_err(problem)?;
         let label = BackupLabel::new(backup.restore_point().label.clone()).map_err(|error| {
             Problem::new(

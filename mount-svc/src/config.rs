@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use common::config::{BrokerConfig, Secret, TargetConfig};
 use common::ids::{RepositoryName, ServerName, TargetName};
 use common::problem::{ErrorCode, Problem};
+use repository::{ObjectLocation, ObjectOptions};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// Everything that mount-svc is told.
@@ -42,6 +43,27 @@ pub struct Config {
     /// Most bytes of decoded pieces in memory, of all mounts together.
     #[serde(default = "default_decoded_memory_bytes_max")]
     pub decoded_memory_bytes_max: usize,
+    /// Most bytes of objects in memory that were fetched from object stores, of all mounts together.
+    #[serde(default = "default_object_cache_bytes_max")]
+    pub object_cache_bytes_max: usize,
+    /// Most requests to object stores at a time, 1 to 1024.
+    #[serde(default = "default_object_requests_max")]
+    pub object_requests_max: usize,
+    /// How long a request to an object store is tried again, in seconds, 1 to 240.
+    #[serde(default = "default_object_retry_s")]
+    pub object_retry_s: u64,
+}
+
+fn default_object_cache_bytes_max() -> usize {
+    64 << 20
+}
+
+fn default_object_requests_max() -> usize {
+    32
+}
+
+fn default_object_retry_s() -> u64 {
+    60
 }
 
 fn default_decoded_directory() -> PathBuf {
@@ -89,7 +111,7 @@ pub struct RepositoryConfig {
     #[serde(default)]
     pub kind: RepositoryKind,
     /// The directory that is a backup or holds backups as its children; of pgBackRest the directory of the repository, of Barman
-    /// that of the server.
+    /// that of the server. Of pgBackRest also a part of a bucket: `s3://bucket/prefix`, `az://container/prefix`, `gs://bucket/prefix`.
     pub path: PathBuf,
     /// Directories outside of `path` to which tablespace links of plain backups may lead.
     #[serde(default)]
@@ -106,6 +128,37 @@ pub struct RepositoryConfig {
     /// The passphrase itself, best from the environment; never shown.
     #[serde(default, skip_serializing, deserialize_with = "secret")]
     pub cipher_passphrase: Option<Secret>,
+    /// How the object store is reached, if it is in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub object_store: Option<ObjectStoreConfig>,
+}
+
+/// How an object store is reached. Credentials come from `credentials_file`, else from the environment, else from the machine's own
+/// identity in its cloud.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectStoreConfig {
+    /// Where it answers, if it is not its maker's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The bucket's region, of S3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Whether the bucket is a part of the path, of S3, and not of the host's name.
+    #[serde(default = "default_path_style")]
+    pub path_style: bool,
+    /// Whether requests may go unencrypted.
+    #[serde(default)]
+    pub allow_http: bool,
+    /// Certificates to trust beside the system's, as PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// File with the credentials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_file: Option<PathBuf>,
+}
+
+fn default_path_style() -> bool {
+    true
 }
 
 fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Secret>, D::Error> {
@@ -113,6 +166,40 @@ fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Secret>, 
 }
 
 impl RepositoryConfig {
+    /// Where it is in an object store, if it is in one.
+    pub fn location(&self, name: &str) -> Result<Option<ObjectLocation>, Problem> {
+        let Some(text) = self.path.to_str() else {
+            return Ok(None);
+        };
+        ObjectLocation::parse(text).map_err(|error| {
+            Problem::new(
+                ErrorCode::InvalidConfiguration,
+                format!("repositories.{name}: {error}"),
+                "give a directory, or s3://bucket/prefix, az://container/prefix or gs://bucket/prefix",
+            )
+        })
+    }
+
+    /// How its object store is reached.
+    pub fn object_options(&self, name: &str) -> ObjectOptions {
+        let setting = format!("repositories.{name}.object_store");
+        match &self.object_store {
+            None => ObjectOptions {
+                setting,
+                ..ObjectOptions::default()
+            },
+            Some(store) => ObjectOptions {
+                endpoint: store.endpoint.clone(),
+                region: store.region.clone(),
+                virtual_hosts: !store.path_style,
+                allow_http: store.allow_http,
+                ca_file: store.ca_file.clone(),
+                credentials_file: store.credentials_file.clone(),
+                setting,
+            },
+        }
+    }
+
     /// What is particular to pgBackRest may stand only there, and the passphrase only once.
     fn validate(&self, name: &str) -> Result<(), Problem> {
         let wrong = |message: String, remedy: &str| {
@@ -145,10 +232,41 @@ impl RepositoryConfig {
                 "keep one of them",
             );
         }
+        let is_in_objects = self.location(name)?.is_some();
+        if is_in_objects && self.kind != RepositoryKind::PgBackRest {
+            return wrong(
+                "of repositories in object stores only those of pgBackRest are read".to_owned(),
+                "set kind = \"pgbackrest\", or name a directory",
+            );
+        }
+        if is_in_objects && !self.tablespace_directories.is_empty() {
+            return wrong(
+                "there are no tablespace_directories in an object store".to_owned(),
+                "remove them",
+            );
+        }
+        if !is_in_objects && self.object_store.is_some() {
+            return wrong(
+                "object_store belongs to repositories in object stores".to_owned(),
+                "set path = \"s3://bucket/prefix\", or remove it",
+            );
+        }
+        let store = self.object_store.as_ref();
+        let endpoint = store.filter(|store| !store.allow_http);
+        let endpoint = endpoint.and_then(|store| store.endpoint.as_ref());
+        if endpoint.is_some_and(|endpoint| !endpoint.starts_with("https://")) {
+            return wrong(
+                "endpoint does not begin with https://".to_owned(),
+                "name one that does, or set allow_http where nobody can listen",
+            );
+        }
         let paths = std::iter::once(&self.path)
+            .filter(|_| !is_in_objects)
             .chain(&self.tablespace_directories)
             .chain(&self.wal_archive)
-            .chain(&self.cipher_passphrase_file);
+            .chain(&self.cipher_passphrase_file)
+            .chain(store.and_then(|store| store.ca_file.as_ref()))
+            .chain(store.and_then(|store| store.credentials_file.as_ref()));
         for path in paths {
             if !path.is_absolute() {
                 return wrong(
@@ -191,6 +309,24 @@ impl Config {
                     self.decoded_bytes_max, self.decoded_memory_bytes_max
                 ),
                 "choose at least 1 GiB (one segment of a relation) and 16 MiB",
+            );
+        }
+        if self.object_cache_bytes_max < 8 << 20 {
+            return wrong(
+                format!("object_cache_bytes_max is {}", self.object_cache_bytes_max),
+                "choose at least 8 MiB",
+            );
+        }
+        if !(1..=1024).contains(&self.object_requests_max) {
+            return wrong(
+                format!("object_requests_max is {}", self.object_requests_max),
+                "choose 1 to 1024",
+            );
+        }
+        if !(1..=240).contains(&self.object_retry_s) {
+            return wrong(
+                format!("object_retry_s is {}", self.object_retry_s),
+                "choose 1 to 240",
             );
         }
         if !self.state_directory.is_absolute() {
@@ -276,6 +412,36 @@ mod tests {
     }
 
     #[test]
+    fn a_repository_may_be_in_an_object_store_and_settings_that_do_not_fit_one_are_refused() {
+        let with = |more: &str| load(&format!("[repositories.b]\n{more}"));
+        let good = "kind = \"pgbackrest\"\npath = \"s3://bucket/prefix\"\n";
+        let config = with(good).unwrap();
+        let repository = config.repositories.values().next().unwrap();
+        let location = repository.location("b").unwrap().unwrap();
+        assert_eq!((&*location.bucket, &*location.prefix), ("bucket", "prefix"));
+        for bad in [
+            "kind = \"pgbackrest\"\npath = \"ftp://bucket\"",
+            "kind = \"pgbackrest\"\npath = \"s3://bucket/../x\"",
+            "path = \"s3://bucket/prefix\"",
+            "kind = \"barman\"\npath = \"s3://bucket/prefix\"",
+        ] {
+            let problem = with(bad).unwrap_err();
+            assert!(problem.message.starts_with("repositories.b: "), "{problem}");
+        }
+        for bad in [
+            "object_store = { endpoint = \"http://minio\" }",
+            "object_store = { ca_file = \"ca.pem\" }",
+            "object_store = { credentials_file = \"x\" }",
+            "tablespace_directories = [\"/x\"]",
+        ] {
+            let problem = with(&format!("{good}{bad}")).unwrap_err();
+            assert!(problem.message.starts_with("repositories.b: "), "{problem}");
+        }
+        let plain = "object_store = { endpoint = \"http://minio\", allow_http = true }";
+        assert!(with(&format!("{good}{plain}")).is_ok());
+    }
+
+    #[test]
     fn settings_of_a_repository_that_do_not_fit_are_refused_by_its_name() {
         for bad in [
             "kind = \"pgbackrest\"\ncipher_passphrase = \"x\"\ncipher_passphrase_file = \"/x\"",
@@ -285,6 +451,7 @@ mod tests {
             "tablespace_directories = [\"x\"]",
             "wal_archive = \"x\"",
             "kind = \"barman\"\nwal_archive = \"/x\"",
+            "object_store = { region = \"eu\" }",
         ] {
             let problem = load(bad).unwrap_err();
             assert!(

@@ -180,7 +180,7 @@ async fn open_backup(
     let name = request.repository.clone();
     let mount_point =
         place(store.config.target(&request.target)?, request.session_id).mount_point();
-    let decoded = Arc::clone(store.decoded());
+    let shared = store.shared().clone();
     let opening = tokio::task::spawn_blocking(move || {
         let wanted = WantedBackup {
             name: &name,
@@ -188,7 +188,7 @@ async fn open_backup(
             label: label.as_ref(),
             pinned: pinned.as_ref(),
         };
-        BackupSource::open(&wanted, &decoded, &mount_point)
+        BackupSource::open(&wanted, &shared, &mount_point)
     });
     let opened = opening.await.map_err(|error| {
         Problem::new(

@@ -1,6 +1,7 @@
 //! The configured repositories: what is in them, for `backups`, and their errors in the contract's words.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::config::Secret;
 use common::ids::{BackupLabel, RepositoryName};
@@ -8,10 +9,11 @@ use common::messages::{BackupList, BackupListed, ListedArchive, ListedRestoreInt
 use common::problem::{ErrorCode, Problem};
 use jiff::Timestamp;
 use repository::barman::open_barman;
-use repository::pgbackrest::{Passphrase, PgBackRestOptions, open_pgbackrest};
+use repository::pgbackrest::{Passphrase, PgBackRestOptions, open_pgbackrest, open_pgbackrest_in};
 use repository::{
-    BackupFormat, BackupKind, DecodedLimits, DecodedStore, OpenOptions, Repository,
-    RepositoryError, RepositoryErrorKind, RestorePoint, ShownWal, open_repository,
+    BackupFormat, BackupKind, DecodedLimits, DecodedStore, ObjectAccess, ObjectLimits, OpenOptions,
+    Repository, RepositoryError, RepositoryErrorKind, RestorePoint, ShownWal, Storage,
+    open_repository,
 };
 
 use crate::config::{Config, RepositoryConfig, RepositoryKind};
@@ -21,25 +23,43 @@ const LISTED_MAX: usize = 1_000;
 /// Most problems in one answer.
 const PROBLEMS_MAX: usize = 50;
 
-/// The place for decoded bytes of all that is opened.
-pub fn decoded_store(config: &Config) -> Arc<DecodedStore> {
-    Arc::new(DecodedStore::new(DecodedLimits {
-        directory: config.decoded_directory.clone(),
-        disk_bytes_max: config.decoded_bytes_max,
-        memory_bytes_max: config.decoded_memory_bytes_max,
-    }))
+/// What all backups that are open share, so that it is bounded for all of them together.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// The place for decoded bytes.
+    pub decoded: Arc<DecodedStore>,
+    /// The way to object stores.
+    pub objects: Arc<ObjectAccess>,
+}
+
+impl Shared {
+    /// Made as the configuration says; nothing is started.
+    pub fn new(config: &Config) -> Self {
+        Self {
+            decoded: Arc::new(DecodedStore::new(DecodedLimits {
+                directory: config.decoded_directory.clone(),
+                disk_bytes_max: config.decoded_bytes_max,
+                memory_bytes_max: config.decoded_memory_bytes_max,
+            })),
+            objects: Arc::new(ObjectAccess::new(ObjectLimits {
+                cache_bytes_max: config.object_cache_bytes_max,
+                request_count_max: config.object_requests_max,
+                retry_for: Duration::from_secs(config.object_retry_s),
+            })),
+        }
+    }
 }
 
 /// Opens a configured repository.
 pub fn open(
     name: &RepositoryName,
     config: &RepositoryConfig,
-    decoded: &Arc<DecodedStore>,
+    shared: &Shared,
 ) -> Result<Box<dyn Repository>, Problem> {
     let options = OpenOptions {
         tablespace_directories: config.tablespace_directories.clone(),
         tablespace_setting: format!("repositories.{name}.tablespace_directories"),
-        decoded: Some(Arc::clone(decoded)),
+        decoded: Some(Arc::clone(&shared.decoded)),
         wal_archive: config.wal_archive.clone(),
         ..OpenOptions::default()
     };
@@ -51,7 +71,14 @@ pub fn open(
                 passphrase: passphrase(config)?,
                 passphrase_setting: format!("repositories.{name}.cipher_passphrase_file"),
             };
-            open_pgbackrest(&config.path, &pgbackrest, options)
+            match config.location(name.as_str())? {
+                None => open_pgbackrest(&config.path, &pgbackrest, options),
+                Some(location) => {
+                    let reached = config.object_options(name.as_str());
+                    Storage::objects(&location, &reached, &shared.objects)
+                        .and_then(|storage| open_pgbackrest_in(storage, &pgbackrest, options))
+                }
+            }
         }
         RepositoryKind::Barman => open_barman(&config.path, options),
     };
@@ -71,6 +98,7 @@ pub fn problem_of(name: &RepositoryName, error: &RepositoryError) -> Problem {
     let code = match error.kind() {
         RepositoryErrorKind::UnknownBackup => ErrorCode::UnknownBackup,
         RepositoryErrorKind::Unreadable => ErrorCode::UnreadableBackup,
+        RepositoryErrorKind::Refused => ErrorCode::InvalidConfiguration,
         RepositoryErrorKind::Corrupt => ErrorCode::CorruptBackup,
         RepositoryErrorKind::Unsupported => ErrorCode::UnsupportedBackup,
     };
@@ -80,7 +108,7 @@ pub fn problem_of(name: &RepositoryName, error: &RepositoryError) -> Problem {
 /// Lists the backups of one repository or of all. Blocks: looks at every backup's list of files.
 pub fn list(
     config: &Config,
-    decoded: &Arc<DecodedStore>,
+    shared: &Shared,
     only: Option<&RepositoryName>,
 ) -> Result<BackupList, Problem> {
     let mut list = BackupList {
@@ -95,7 +123,7 @@ pub fn list(
         if only.is_some_and(|only| only != name) {
             continue;
         }
-        let found = open(name, repository, decoded).and_then(|open| {
+        let found = open(name, repository, shared).and_then(|open| {
             let points = open.restore_points();
             let points = points.map_err(|error| problem_of(name, &error))?;
             Ok((open, points))

@@ -248,10 +248,10 @@ impl Service {
         }
         let config = self.config.clone();
         let asked = query.payload;
-        let decoded = Arc::clone(self.store.decoded());
+        let shared = self.store.shared().clone();
         let found = tokio::task::spawn_blocking(move || match asked {
             Query::BackupsQuery(query) => {
-                repositories::list(&config, &decoded, query.repository.as_ref())
+                repositories::list(&config, &shared, query.repository.as_ref())
             }
             other => Err(Problem::new(
                 ErrorCode::InvalidField,

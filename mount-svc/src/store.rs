@@ -11,7 +11,6 @@ use common::journal::{Journal, JournalError, RecordKey, Transaction};
 use common::messages::{Envelope, Internal};
 use common::problem::Problem;
 use common::topology;
-use repository::DecodedStore;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::keeper;
 use crate::record::{MountRecord, Pinned};
-use crate::repositories;
+use crate::repositories::Shared;
 
 const KIND: &str = "mount";
 /// Most mounts that one mount server keeps.
@@ -32,7 +31,7 @@ const JOURNAL_AGAIN: Duration = Duration::from_secs(2);
 pub struct Store {
     /// The configuration.
     pub config: Arc<Config>,
-    decoded: Arc<DecodedStore>,
+    shared: Shared,
     journal: Journal,
     env: Env,
     keepers: Mutex<HashMap<SessionId, watch::Sender<MountRecord>>>,
@@ -56,7 +55,7 @@ impl Store {
         stop: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
-            decoded: repositories::decoded_store(&config),
+            shared: Shared::new(&config),
             config,
             journal,
             env,
@@ -66,9 +65,9 @@ impl Store {
         })
     }
 
-    /// The place for decoded bytes of all backups that are open.
-    pub fn decoded(&self) -> &Arc<DecodedStore> {
-        &self.decoded
+    /// What all backups that are open share.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// Starts a keeper for every mount of the journal.

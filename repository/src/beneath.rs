@@ -10,9 +10,6 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
-use crate::RepositoryError;
-use crate::pg_basebackup::ReadAt;
-
 /// Opens a directory that the configuration (not a backup) names; links in its path are followed.
 pub(crate) fn open_root(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -82,7 +79,8 @@ pub(crate) fn read_pages_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::
     })
 }
 
-fn fill(
+/// Reads until the buffer is full or nothing comes any more.
+pub(crate) fn fill(
     offset: u64,
     buffer: &mut [u8],
     mut read: impl FnMut(u64, &mut [u8]) -> io::Result<usize>,
@@ -97,23 +95,4 @@ fn fill(
         }
     }
     Ok(done)
-}
-
-/// A file whose size is known.
-#[derive(Debug)]
-pub(crate) struct SizedFile<'a> {
-    /// For errors.
-    pub(crate) name: &'a str,
-    pub(crate) file: &'a File,
-    pub(crate) size_bytes: u64,
-}
-
-impl ReadAt for SizedFile<'_> {
-    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> Result<usize, RepositoryError> {
-        let read = read_full_at(self.file, offset, buffer);
-        read.map_err(|error| RepositoryError::unreadable(self.name, "read archive", error))
-    }
-    fn reaches(&mut self, end: u64) -> Result<bool, RepositoryError> {
-        Ok(end <= self.size_bytes)
-    }
 }

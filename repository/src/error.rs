@@ -3,6 +3,8 @@
 
 use std::io;
 
+use crate::storage::ObjectFailure;
+
 /// Why a repository, a backup or a file of it cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum RepositoryError {
@@ -23,6 +25,18 @@ pub enum RepositoryError {
         doing: &'static str,
         /// The system's answer.
         source: io::Error,
+    },
+    /// Who keeps the repository refuses it, and will until somebody changes the configuration or the credentials.
+    #[error("cannot {doing} {file}: {reason}")]
+    Refused {
+        /// The file.
+        file: String,
+        /// What was tried, as a verb phrase.
+        doing: &'static str,
+        /// Why it is refused.
+        reason: String,
+        /// What to do instead.
+        remedy: String,
     },
     /// The backup contradicts itself or its manifest, or holds something hostile.
     #[error("{file}: {reason}")]
@@ -51,6 +65,8 @@ pub enum RepositoryErrorKind {
     UnknownBackup,
     /// It cannot be read now; trying again may help.
     Unreadable,
+    /// It cannot be read as things are configured.
+    Refused,
     /// It is damaged or hostile.
     Corrupt,
     /// It is of a kind that cannot be used.
@@ -82,10 +98,14 @@ impl RepositoryError {
         doing: &'static str,
         source: impl Into<io::Error>,
     ) -> Self {
-        Self::Unreadable {
-            file: printable(file.into()),
-            doing,
-            source: source.into(),
+        let (file, source) = (printable(file.into()), source.into());
+        match ObjectFailure::of(&source) {
+            Some(failure) => failure.explain(file, doing),
+            None => Self::Unreadable {
+                file,
+                doing,
+                source,
+            },
         }
     }
 
@@ -108,6 +128,17 @@ impl RepositoryError {
                 doing,
                 source,
             } => Self::unreadable(format!("{file} of backup {label}"), doing, source),
+            Self::Refused {
+                file,
+                doing,
+                reason,
+                remedy,
+            } => Self::Refused {
+                file: printable(format!("{file} of backup {label}")),
+                doing,
+                reason,
+                remedy,
+            },
             Self::Corrupt { file, reason } => {
                 Self::corrupt(path, format!("{file} of backup {label}: {reason}"))
             }
@@ -124,6 +155,7 @@ impl RepositoryError {
         match self.kind() {
             RepositoryErrorKind::Unreadable => false,
             RepositoryErrorKind::UnknownBackup
+            | RepositoryErrorKind::Refused
             | RepositoryErrorKind::Corrupt
             | RepositoryErrorKind::Unsupported => true,
         }
@@ -134,6 +166,7 @@ impl RepositoryError {
         match self {
             Self::UnknownBackup { .. } => RepositoryErrorKind::UnknownBackup,
             Self::Unreadable { .. } => RepositoryErrorKind::Unreadable,
+            Self::Refused { .. } => RepositoryErrorKind::Refused,
             Self::Corrupt { .. } => RepositoryErrorKind::Corrupt,
             Self::Unsupported { .. } => RepositoryErrorKind::Unsupported,
         }
@@ -144,6 +177,7 @@ impl RepositoryError {
         match self {
             Self::UnknownBackup { repository, .. } => repository,
             Self::Unreadable { file, .. }
+            | Self::Refused { file, .. }
             | Self::Corrupt { file, .. }
             | Self::Unsupported { file, .. } => file,
         }
@@ -155,6 +189,9 @@ impl RepositoryError {
             Self::UnknownBackup { .. } => {
                 "list the repository's backups and name one of them".into()
             }
+            Self::Unreadable { source, .. } if ObjectFailure::of(source).is_some() => {
+                ObjectFailure::of(source).map_or_else(String::new, ObjectFailure::remedy)
+            }
             Self::Unreadable { file, .. } => {
                 format!("see that {file} exists and that the mount server may read it")
             }
@@ -162,7 +199,7 @@ impl RepositoryError {
                 "use another backup, and find out with pg_verifybackup or pgbackrest verify what happened to this one"
                     .into()
             }
-            Self::Unsupported { remedy, .. } => remedy.clone(),
+            Self::Refused { remedy, .. } | Self::Unsupported { remedy, .. } => remedy.clone(),
         }
     }
 }

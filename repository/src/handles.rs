@@ -1,11 +1,11 @@
 //! Open files, a bounded number of them: the one not used for the longest time makes room.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::hash::Hash;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::RepositoryError;
+use crate::storage::StorageFile;
 
 /// Open files by what their reader numbers them with.
 #[derive(Debug)]
@@ -16,7 +16,9 @@ pub(crate) struct Handles<K> {
 
 #[derive(Debug)]
 struct Open<K> {
-    files: HashMap<K, (u64, Arc<File>)>,
+    files: HashMap<K, (u64, Arc<StorageFile>)>,
+    /// What the files were that were opened once, where that shows: one that is opened again must be the same.
+    identities: HashMap<K, u64>,
     clock: u64,
 }
 
@@ -25,18 +27,20 @@ impl<K: Copy + Eq + Hash> Handles<K> {
         Self {
             open: Mutex::new(Open {
                 files: HashMap::new(),
+                identities: HashMap::new(),
                 clock: 0,
             }),
             count_max: count_max.max(1),
         }
     }
 
-    /// The open file of this number, opened now if need be.
+    /// The open file of this number, opened now if need be; `path` is what is read, for errors.
     pub(crate) fn get(
         &self,
         number: K,
-        open: impl FnOnce() -> Result<File, RepositoryError>,
-    ) -> Result<Arc<File>, RepositoryError> {
+        path: &str,
+        open: impl FnOnce() -> Result<StorageFile, RepositoryError>,
+    ) -> Result<Arc<StorageFile>, RepositoryError> {
         // What is under the lock cannot be left half done, so one poisoned elsewhere is as good.
         let lock = || self.open.lock().unwrap_or_else(PoisonError::into_inner);
         {
@@ -49,7 +53,13 @@ impl<K: Copy + Eq + Hash> Handles<K> {
             }
         }
         let file = Arc::new(open()?);
+        let identity = file.identity().map(hash);
         let mut held = lock();
+        if let Some(identity) = identity
+            && *held.identities.entry(number).or_insert(identity) != identity
+        {
+            return Err(RepositoryError::unreadable(path, "open", file.changed()));
+        }
         if held.files.len() >= self.count_max {
             let oldest = held.files.iter().min_by_key(|(_, (used_at, _))| *used_at);
             let oldest = oldest.map(|(number, _)| *number);
@@ -59,4 +69,10 @@ impl<K: Copy + Eq + Hash> Handles<K> {
         held.files.insert(number, (clock, Arc::clone(&file)));
         Ok(file)
     }
+}
+
+fn hash(identity: String) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    identity.hash(&mut hasher);
+    hasher.finish()
 }

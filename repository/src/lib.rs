@@ -23,6 +23,7 @@ pub mod pg_basebackup;
 pub mod pgbackrest;
 mod restore_point;
 mod seekable;
+mod storage;
 mod tree;
 mod wal_archive;
 
@@ -41,5 +42,9 @@ pub use restore_point::{
 pub use seekable::Codec;
 #[doc(hidden)]
 pub use seekable::places_that_agree;
+pub use storage::{
+    InvalidObjectLocation, ObjectAccess, ObjectLimits, ObjectLocation, ObjectOptions,
+    ObjectStoreKind, Storage,
+};
 pub use tree::{Entries, Entry, EntryKind, FileIndex, Tree};
 pub use wal_archive::{SegmentRun, ShownHistory, ShownWal, WalArchive, WalFiles, WalGap};

@@ -26,7 +26,7 @@ pub use block_map::{Block, BlockLayout, BlockMap, Superblock, parse_block_map};
 pub use info_file::{InfoLine, OnLine, read_info, sealed_again};
 pub use manifest::manifest_is_sound;
 pub use passphrase::Passphrase;
-pub use repository::{PgBackRestOptions, open_pgbackrest};
+pub use repository::{PgBackRestOptions, open_pgbackrest, open_pgbackrest_in};
 
 // What files of other tools are decoded with as well.
 pub(crate) use compression::Compression;

@@ -15,7 +15,6 @@ mod gzip;
 mod input;
 mod lz4;
 
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -28,6 +27,7 @@ pub(crate) use input::Stored;
 use crate::RepositoryError;
 use crate::bounded_cache::CacheKey;
 use crate::decoded::{DecodedStore, Spill, SpillPlace};
+use crate::storage::{StorageFile, is_of_storage, same_error};
 use codec::{Resume, Step};
 
 /// What a stream is, and where what is decoded of it is kept.
@@ -74,7 +74,7 @@ impl Seekable {
     /// Reads decoded bytes: fills the buffer but at the end. `file` is what the stream is stored in, `path` what the read is of.
     pub(crate) fn read_at(
         &self,
-        file: &Arc<File>,
+        file: &Arc<StorageFile>,
         path: &str,
         offset: u64,
         buffer: &mut [u8],
@@ -95,7 +95,7 @@ impl Seekable {
                 part: [number as u64, 0, 0],
             };
             let bytes: Arc<Vec<u8>> = self.stream.store.memory().get(key, || {
-                let stored: Arc<dyn Stored> = Arc::<File>::clone(file);
+                let stored: Arc<dyn Stored> = Arc::<StorageFile>::clone(file);
                 let bytes = self.decode(stored, path, number)?;
                 let size = bytes.len();
                 Ok((bytes, size))
@@ -191,8 +191,8 @@ fn decode_from(
 
 /// What a decoder's error says about the stream.
 fn explain(name: &str, decoded_bytes: u64, error: &io::Error) -> RepositoryError {
-    if let Some(number) = error.raw_os_error() {
-        return RepositoryError::unreadable(name, "read", io::Error::from_raw_os_error(number));
+    if is_of_storage(error) {
+        return RepositoryError::unreadable(name, "read", same_error(error));
     }
     let reason = match error.kind() {
         io::ErrorKind::UnexpectedEof => format!(

@@ -16,6 +16,7 @@ pub mod postgres;
 pub mod programs;
 pub mod ready;
 pub mod recoverable;
+pub mod s3_server;
 pub mod same_files;
 pub mod shop;
 pub mod small_repository;

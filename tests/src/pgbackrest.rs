@@ -73,11 +73,32 @@ pub struct Stage {
     directory: TempDir,
     cluster: TestPostgres,
     repository_count: usize,
+    /// More lines of the configuration, where the repository is in an object store.
+    store_lines: Option<String>,
 }
 
 impl Stage {
     /// Makes a cluster with a tablespace, and a stanza for it in each repository.
     pub fn new(tool: &Tool, installation: &Installation, kinds: &[RepositoryKind]) -> Result<Self> {
+        Self::make(tool, installation, kinds, None)
+    }
+
+    /// The same with one repository in an object store, which these lines of the configuration describe.
+    pub fn new_in_store(
+        tool: &Tool,
+        installation: &Installation,
+        kind: RepositoryKind,
+        store_lines: &str,
+    ) -> Result<Self> {
+        Self::make(tool, installation, &[kind], Some(store_lines.to_owned()))
+    }
+
+    fn make(
+        tool: &Tool,
+        installation: &Installation,
+        kinds: &[RepositoryKind],
+        store_lines: Option<String>,
+    ) -> Result<Self> {
         let directory = tempfile::Builder::new()
             .prefix("pginstant-pgbackrest-")
             .tempdir_in("/var/tmp")?;
@@ -87,6 +108,7 @@ impl Stage {
             cluster: TestPostgres::start_new(installation)?,
             directory,
             repository_count: kinds.len(),
+            store_lines,
         };
         stage.cluster.create_tablespace("one")?;
         stage.configure(kinds)?;
@@ -106,7 +128,10 @@ impl Stage {
             writeln!(text, "cmd={}", self.tool.program.display())?;
         }
         for (number, kind) in (1..).zip(kinds) {
-            writeln!(text, "repo{number}-path={here}/repository{number}")?;
+            match &self.store_lines {
+                None => writeln!(text, "repo{number}-path={here}/repository{number}")?,
+                Some(lines) => text.push_str(lines),
+            }
             writeln!(text, "repo{number}-retention-full=9")?;
             if kind.is_encrypted {
                 writeln!(text, "repo{number}-cipher-type=aes-256-cbc")?;
@@ -187,14 +212,19 @@ impl Stage {
         self.archive()
     }
 
-    /// Takes a backup and returns its label.
-    pub fn backup(&self, repository: usize, arguments: &[&str]) -> Result<String> {
+    /// Takes a backup.
+    pub fn back_up(&self, repository: usize, arguments: &[&str]) -> Result<()> {
         let number = format!("--repo={repository}");
         let all: Vec<&str> = ["backup", &number]
             .into_iter()
             .chain(arguments.iter().copied())
             .collect();
-        self.run(&all)?;
+        self.run(&all)
+    }
+
+    /// Takes a backup into a directory and returns its label.
+    pub fn backup(&self, repository: usize, arguments: &[&str]) -> Result<String> {
+        self.back_up(repository, arguments)?;
         let latest = format!("backup/{STANZA}/latest");
         let label = std::fs::read_link(self.repository(repository).join(latest))?;
         let label = label.file_name().and_then(|name| name.to_str());

@@ -7,6 +7,7 @@ use common::messages::SessionStatus;
 use tests::barman;
 use tests::pgbackrest::{Layout, PASSPHRASE, RepositoryKind, STANZA, Stage, Tool};
 use tests::postgres::{BackupOptions, Installation, TestPostgres, installations};
+use tests::s3_server::{BUCKET, S3Server, SECRET};
 use tests::system::TestSystem;
 use tests::tree_hash;
 
@@ -218,5 +219,40 @@ async fn a_backup_of_pgbackrest_is_listed_and_published_without_a_trace() -> Res
     publish_read_write_unpublish(&system, &repository, &label).await?;
     let log = system.log("mount-svc");
     ensure!(!log.contains(PASSPHRASE), "the passphrase is in the log");
+    Ok(())
+}
+
+/// What most people have: bundles in a bucket.
+#[tokio::test]
+async fn a_backup_in_s3_is_listed_and_published_without_a_trace() -> Result<()> {
+    let kind = RepositoryKind {
+        layout: Layout::Bundle,
+        is_encrypted: false,
+    };
+    let stage = Stage::new(&Tool::of("bookworm")?, &installation(15)?, &[kind])?;
+    let cluster = stage.cluster();
+    cluster.psql("postgres", "CREATE DATABASE shop")?;
+    cluster.pgbench("shop", &["-i", "-q", "-s", "2", "--tablespace=one"])?;
+    let label = stage.backup(1, &["--type=full", "--compress-type=zst"])?;
+    cluster.stop("fast")?; // nothing is archived any more
+    let server = S3Server::start()?;
+    server.put(&stage.repository(1), "pgbackrest")?;
+    let options = tests::system::SystemOptions {
+        repository_lines: format!(
+            "kind = \"pgbackrest\"\nstanza = \"{STANZA}\"\n{}",
+            server.lines()
+        ),
+        ..tests::system::SystemOptions::default()
+    };
+    let path = format!("s3://{BUCKET}/pgbackrest");
+    let system = TestSystem::start_with(Path::new(&path), options).await?;
+    let listed = system.explorer(&["backups"]).await?;
+    let listed = String::from_utf8(listed.stdout)?;
+    for text in [&*label, "pgBackRest full"] {
+        ensure!(listed.contains(text), "{text} is not in:\n{listed}");
+    }
+    publish_read_write_unpublish(&system, &server.bucket(), &label).await?;
+    let log = system.log("mount-svc");
+    ensure!(!log.contains(SECRET), "the credentials are in the log");
     Ok(())
 }

@@ -1,19 +1,17 @@
 //! The directory of one server of Barman: where its backups and its WAL are.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::backup_info::{INFO_BYTES_MAX, Status, parse_backup_info};
 use crate::RepositoryError;
-use crate::beneath::{open_directory, open_file, open_root};
+use crate::storage::{Storage, StorageFile};
 
 /// An opened directory of a server.
 #[derive(Debug)]
 pub(super) struct Server {
-    root: OwnedFd,
+    storage: Storage,
     pub(super) path: PathBuf,
 }
 
@@ -28,14 +26,14 @@ impl Server {
             false => only_server(&path, &shown)?,
         };
         Ok(Self {
-            root: open_root(&path).map_err(unreadable)?,
+            storage: Storage::directory(&path)?,
             path,
         })
     }
 
     /// Opens a file by its path below the server's directory.
-    pub(super) fn file(&self, path: &str) -> io::Result<File> {
-        open_file(self.root.as_fd(), path)
+    pub(super) fn file(&self, path: &str) -> io::Result<StorageFile> {
+        self.storage.file(path)
     }
 
     /// The ids of all backups, oldest first: their order is that of the times in them.
@@ -59,17 +57,10 @@ impl Server {
     /// Names in a directory below the server's; none if it is not there.
     pub(super) fn names(&self, directory: &str) -> Result<Vec<String>, RepositoryError> {
         let unreadable = |error| RepositoryError::unreadable(directory, "list", error);
-        let opened = match open_directory(self.root.as_fd(), directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            opened => opened.map_err(unreadable)?,
-        };
-        let mut names = Vec::new();
-        let entries = rustix::fs::Dir::read_from(&opened);
-        for entry in entries.map_err(|error| unreadable(error.into()))? {
-            let entry = entry.map_err(|error| unreadable(error.into()))?;
-            names.extend(entry.file_name().to_str().ok().map(str::to_owned));
+        match self.storage.names(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            names => names.map_err(unreadable),
         }
-        Ok(names)
     }
 
     /// How a backup stands; none if there is no such backup.
@@ -84,9 +75,9 @@ impl Server {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 opened => opened.map_err(unreadable)?,
             };
-            let mut content = Vec::new();
-            let read = file.take(INFO_BYTES_MAX + 1).read_to_end(&mut content);
-            if read.map_err(unreadable)? as u64 > INFO_BYTES_MAX {
+            let content = file.read_beginning(INFO_BYTES_MAX + 1);
+            let content = content.map_err(unreadable)?;
+            if content.len() as u64 > INFO_BYTES_MAX {
                 let reason = "is far larger than such a file can be";
                 return Err(RepositoryError::corrupt(path, reason));
             }

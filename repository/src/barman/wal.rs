@@ -82,10 +82,8 @@ fn find_segment(
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             opened => opened.map_err(unreadable)?,
         };
-        let stored_bytes = file.metadata().map_err(unreadable)?.len();
-        let mut beginning = Vec::new();
-        let read = file.take(MAGIC_BYTES as u64).read_to_end(&mut beginning);
-        read.map_err(unreadable)?;
+        let stored_bytes = file.size_bytes().map_err(unreadable)?;
+        let beginning = file.read_beginning(MAGIC_BYTES).map_err(unreadable)?;
         let compression = compression_of(&beginning).map_err(|what| {
             RepositoryError::unsupported(
                 &path,

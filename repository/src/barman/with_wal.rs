@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::server::Server;
 use super::wal::Segment;
-use crate::beneath::read_pages_at;
 use crate::decoded::DecodedRead;
 use crate::handles::Handles;
 use crate::pgbackrest::{Compression, StoredRange, WholeFile, WholeFileReader};
@@ -137,12 +136,12 @@ impl BackupWithWal {
     ) -> Result<usize, RepositoryError> {
         let shown = format!("pg_wal/{}", segment.name);
         let size_bytes = self.segment_bytes;
-        let file = self.handles.get(number, || {
+        let file = self.handles.get(number, &shown, || {
             let opened = self.server.file(&segment.path);
             opened.map_err(|error| RepositoryError::unreadable(&segment.path, "open", error))
         })?;
         let unreadable = |error| RepositoryError::unreadable(&segment.path, "read", error);
-        if file.metadata().map_err(unreadable)?.len() != segment.stored_bytes {
+        if file.size_bytes().map_err(unreadable)? != segment.stored_bytes {
             let reason = format!(
                 "{} has another size than when the backup was opened",
                 segment.path
@@ -152,7 +151,7 @@ impl BackupWithWal {
         let buffer = within_file(size_bytes, offset, buffer);
         let wanted = buffer.len();
         if segment.compression == Compression::None {
-            let count = read_pages_at(&file, offset, buffer).map_err(unreadable)?;
+            let count = file.read_pages_at(offset, buffer).map_err(unreadable)?;
             return match count == wanted {
                 true => Ok(count),
                 false => Err(RepositoryError::corrupt(shown, "has become shorter")),

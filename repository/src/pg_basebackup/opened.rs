@@ -11,11 +11,12 @@ use super::plain::{PlainFiles, scan_plain};
 use super::siblings::Siblings;
 use super::tar::{TarFiles, compressed_archives, scan_tar};
 use crate::backup::{Backup, CorruptFile};
-use crate::beneath::{open_file, open_root, read_pages_at};
+use crate::beneath::{open_file, open_root};
 use crate::checksums::{Standing, Verifier};
 use crate::decoded::Identity;
 use crate::handles::Handles;
 use crate::restore_point::{BackupFormat, RestorePoint, Tablespace};
+use crate::storage::StorageFile;
 use crate::tree::{EntryKind, FileIndex, Location, Tree, TreeBuilder, within_file};
 use crate::{OpenOptions, RepositoryError};
 
@@ -289,8 +290,8 @@ impl Content {
         let read = match &self.files {
             Files::Plain(files) => {
                 let open = || open_unchanged(files, location.source, path, size_bytes);
-                let handle = self.handles.get(file.0, open)?;
-                let read = read_pages_at(&handle, offset, buffer);
+                let handle = self.handles.get(file.0, path, open)?;
+                let read = handle.read_pages_at(offset, buffer);
                 read.map_err(|error| RepositoryError::unreadable(path, "read", error))?
             }
             Files::Tar(files) => {
@@ -332,10 +333,10 @@ fn open_unchanged(
     source: u32,
     path: &str,
     size_bytes: u64,
-) -> Result<File, RepositoryError> {
+) -> Result<StorageFile, RepositoryError> {
     let unreadable = |error| RepositoryError::unreadable(path, "open", error);
     let file = files.open(source, path).map_err(unreadable)?;
-    let found = file.metadata().map_err(unreadable)?.len();
+    let found = file.size_bytes().map_err(unreadable)?;
     if found != size_bytes {
         let reason = format!(
             "its size has changed from {size_bytes} to {found} bytes since the backup was opened"

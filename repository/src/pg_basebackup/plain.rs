@@ -1,6 +1,5 @@
 //! A plain backup: the data directory as it is, with links for tablespaces and perhaps for `pg_wal`.
 
-use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -11,6 +10,7 @@ use super::opened::Place;
 use crate::beneath::{open_directory, open_file, open_root};
 use crate::name::{parse_oid, utf8_name};
 use crate::restore_point::Tablespace;
+use crate::storage::StorageFile;
 use crate::tree::{Found, Location, TreeBuilder};
 use crate::{OpenOptions, RepositoryError};
 
@@ -41,11 +41,11 @@ pub(crate) struct PlainScan {
 
 impl PlainFiles {
     /// Opens the file shown at `path`.
-    pub(crate) fn open(&self, source: u32, path: &str) -> std::io::Result<File> {
+    pub(crate) fn open(&self, source: u32, path: &str) -> std::io::Result<StorageFile> {
         let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
         let root = self.roots.get(source as usize).ok_or_else(gone)?;
         let inside = path.strip_prefix(&root.prefix).ok_or_else(gone)?;
-        open_file(root.directory.as_fd(), inside)
+        open_file(root.directory.as_fd(), inside).map(StorageFile::Local)
     }
 }
 

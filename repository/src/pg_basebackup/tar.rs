@@ -1,6 +1,5 @@
 //! A backup in tar archives: `base.tar`, `<oid>.tar` for each tablespace, `pg_wal.tar`, each compressed or not.
 
-use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -8,12 +7,13 @@ use std::sync::Arc;
 use rustix::fs::Dir;
 
 use super::tar_index::{Member, MemberKind, ReadAt, read_tar_index};
-use crate::beneath::{SizedFile, open_file, open_root, read_pages_at};
+use crate::beneath::{open_file, open_root};
 use crate::decoded::{DecodedLimits, DecodedStore};
 use crate::handles::Handles;
 use crate::name::parse_oid;
 use crate::restore_point::Tablespace;
 use crate::seekable::{Codec, FirstPass, Seekable, Stream};
+use crate::storage::{SizedFile, StorageFile};
 use crate::tree::{Found, Location, TreeBuilder};
 use crate::{Limits, OpenOptions, RepositoryError};
 
@@ -79,18 +79,18 @@ impl TarFiles {
         let archive = self.archives.get(source as usize);
         let archive = archive
             .ok_or_else(|| RepositoryError::corrupt(path, "is in an archive that is not there"))?;
-        let handle = handles.get(source, || self.open(archive))?;
+        let handle = handles.get(source, path, || self.open(archive))?;
         match &archive.seekable {
             Some(seekable) => seekable.read_at(&handle, path, offset, buffer),
             None => {
-                let read = read_pages_at(&handle, offset, buffer);
+                let read = handle.read_pages_at(offset, buffer);
                 read.map_err(|error| RepositoryError::unreadable(path, "read", error))
             }
         }
     }
 
     /// Opens an archive, if it is still the one that was indexed.
-    fn open(&self, archive: &Archive) -> Result<File, RepositoryError> {
+    fn open(&self, archive: &Archive) -> Result<StorageFile, RepositoryError> {
         let name = archive.name.name.as_str();
         let (file, size_bytes) = open_sized(&self.directory, name)?;
         if size_bytes != archive.size_bytes {
@@ -125,10 +125,11 @@ impl Drop for TarFiles {
     }
 }
 
-fn open_sized(directory: &OwnedFd, name: &str) -> Result<(File, u64), RepositoryError> {
+fn open_sized(directory: &OwnedFd, name: &str) -> Result<(StorageFile, u64), RepositoryError> {
     let unreadable = |error| RepositoryError::unreadable(name, "open archive", error);
     let file = open_file(directory.as_fd(), name).map_err(unreadable)?;
-    let size_bytes = file.metadata().map_err(unreadable)?.len();
+    let file = StorageFile::Local(file);
+    let size_bytes = file.size_bytes().map_err(unreadable)?;
     Ok((file, size_bytes))
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::Framing;
@@ -158,32 +157,28 @@ pub(super) fn find_segment(
     let path = format!("{directory}/{file}");
     let (sha1, compression) = parse_file_name(file, name)
         .ok_or_else(|| RepositoryError::corrupt(&path, "has a name that is no segment's"))?;
-    let found = stanza.file(&path).and_then(|file| file.metadata());
-    let found = found.map_err(|error| RepositoryError::unreadable(&path, "look at", error))?;
+    let found = stanza.file(&path).and_then(|file| file.size_bytes());
+    let stored_bytes =
+        found.map_err(|error| RepositoryError::unreadable(&path, "look at", error))?;
     Ok(ArchivedSegment {
         name: name.to_owned(),
         path,
         compression,
-        stored_bytes: found.len(),
+        stored_bytes,
         sha1,
     })
 }
 
 fn list(stanza: &Stanza, directory: &str) -> Result<Listed, RepositoryError> {
     let unreadable = |error| RepositoryError::unreadable(directory, "list", error);
-    let opened = match stanza.directory(directory) {
+    let names = match stanza.names(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Listed::new()),
-        opened => opened.map_err(unreadable)?,
+        names => names.map_err(unreadable)?,
     };
     let mut listed = Listed::new();
-    let entries = rustix::fs::Dir::read_from(opened.as_fd());
-    for entry in entries.map_err(|error| unreadable(error.into()))? {
-        let entry = entry.map_err(|error| unreadable(error.into()))?;
-        if let Ok(name) = entry.file_name().to_str()
-            && let Some(segment) = segment_of(name)
-        {
-            let files = listed.entry(segment.to_owned()).or_default();
-            files.push(name.to_owned());
+    for name in names {
+        if let Some(segment) = segment_of(&name) {
+            listed.entry(segment.to_owned()).or_default().push(name);
         }
     }
     Ok(listed)

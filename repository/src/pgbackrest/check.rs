@@ -114,8 +114,13 @@ impl Opening<'_> {
                 ));
             }
             let path = self.stanza.backup_path(label);
+            let is_there = match self.stanza.has_directory(&path) {
+                Ok(()) => true,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+                Err(error) => return Err(RepositoryError::unreadable(path, "open", error)),
+            };
             let listed = self.info.backups.get(label);
-            let Some(listed) = listed.filter(|_| self.stanza.directory(&path).is_ok()) else {
+            let Some(listed) = listed.filter(|_| is_there) else {
                 let reason = format!("is not in the repository, and backup {own} stands on it");
                 return Err(RepositoryError::corrupt(path, reason));
             };

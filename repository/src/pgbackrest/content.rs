@@ -1,6 +1,5 @@
 //! The bytes of one backup's files, from wherever they are stored.
 
-use std::fs::File;
 use std::sync::Arc;
 
 use super::Framing;
@@ -13,10 +12,10 @@ use super::stanza::Stanza;
 use super::stored::{Decoding, StoredRange};
 use super::whole_file::{WholeFile, WholeFileReader};
 use crate::RepositoryError;
-use crate::beneath::read_pages_at;
 use crate::bounded_cache::{BoundedCache, CacheKey};
 use crate::decoded::{DecodedRead, DecodedStore};
 use crate::handles::Handles;
+use crate::storage::StorageFile;
 use crate::tree::{FileIndex, Tree, no_such_file, within_file};
 
 /// Largest file that is read and checked whole before any of its bytes is handed on.
@@ -190,9 +189,9 @@ impl Content {
         &self,
         key: StoredKey,
         path: &str,
-    ) -> Result<(Arc<File>, String), RepositoryError> {
+    ) -> Result<(Arc<StorageFile>, String), RepositoryError> {
         let stored_path = self.stored_path(key, path)?;
-        let handle = self.handles.get(key, || {
+        let handle = self.handles.get(key, path, || {
             let opened = self.parts.stanza.file(&stored_path);
             opened.map_err(|error| self.not_there(key, path, &stored_path, error))
         })?;
@@ -342,7 +341,7 @@ impl Content {
         }
         if whole.decoding.is_plain() {
             let (handle, place) = self.open_whole(whole)?;
-            let read = read_pages_at(&handle, whole.offset + offset, buffer);
+            let read = handle.read_pages_at(whole.offset + offset, buffer);
             let read =
                 read.map_err(|error| RepositoryError::unreadable(whole.path, "read", error))?;
             if read < buffer.len() {
@@ -385,10 +384,10 @@ impl Content {
     }
 
     /// Opens what holds a file, and compares its length with what the manifest has.
-    fn open_whole(&self, whole: &Whole<'_>) -> Result<(Arc<File>, String), RepositoryError> {
+    fn open_whole(&self, whole: &Whole<'_>) -> Result<(Arc<StorageFile>, String), RepositoryError> {
         let (handle, place) = self.open_stored(whole.key, whole.path)?;
         let unreadable = |error| RepositoryError::unreadable(whole.path, "look at", error);
-        let found = handle.metadata().map_err(unreadable)?.len();
+        let found = handle.size_bytes().map_err(unreadable)?;
         let end = whole.offset + whole.stored_bytes;
         let fits = match whole.key {
             StoredKey::Bundle { .. } => found >= end,

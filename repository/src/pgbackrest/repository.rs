@@ -8,6 +8,7 @@ use super::check::Opening;
 use super::passphrase::Passphrase;
 use super::stanza::{Stanza, StanzaOptions};
 use super::wal_storage::PgBackRestWal;
+use crate::storage::Storage;
 use crate::{
     Backup, BackupChoice, DecodedStore, OpenOptions, Repository, RepositoryError, RestorePoint,
     RestorePoints, WalArchive,
@@ -30,8 +31,17 @@ pub fn open_pgbackrest(
     pgbackrest: &PgBackRestOptions,
     options: OpenOptions,
 ) -> Result<Box<dyn Repository>, RepositoryError> {
-    let stanza = Stanza::open(&StanzaOptions {
-        path,
+    open_pgbackrest_in(Storage::directory(path)?, pgbackrest, options)
+}
+
+/// Opens a repository of pgBackRest that lies in `storage`: there is `repo1-path`.
+pub fn open_pgbackrest_in(
+    storage: Storage,
+    pgbackrest: &PgBackRestOptions,
+    options: OpenOptions,
+) -> Result<Box<dyn Repository>, RepositoryError> {
+    let stanza = Stanza::open(StanzaOptions {
+        storage,
         name: pgbackrest.stanza.as_deref(),
         passphrase: pgbackrest.passphrase.as_ref(),
         passphrase_setting: match pgbackrest.passphrase_setting.as_str() {

@@ -1,9 +1,6 @@
 //! One stanza of a repository: opening and reading its files, encrypted or not.
 
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 
 use super::Framing;
@@ -13,7 +10,7 @@ use super::compression::Compression;
 use super::passphrase::Passphrase;
 use super::stored::{Decoding, ReadFailure, StoredRange};
 use crate::RepositoryError;
-use crate::beneath::{open_directory, open_file, open_root, read_full_at};
+use crate::storage::{Storage, StorageFile};
 
 /// First bytes of every info file.
 const INFO_BEGINNING: &[u8] = b"[backrest]\n";
@@ -24,8 +21,8 @@ type Parse<'a, T> = dyn Fn(Box<dyn Read + Send>, &str) -> Result<T, RepositoryEr
 /// An opened repository, and the stanza in it that is asked for.
 #[derive(Debug)]
 pub(crate) struct Stanza {
-    root: OwnedFd,
-    /// The repository's directory, for errors.
+    storage: Storage,
+    /// The repository's place, for errors.
     pub(crate) shown: String,
     /// The stanza's name.
     pub(crate) name: String,
@@ -36,7 +33,8 @@ pub(crate) struct Stanza {
 /// What opening a stanza takes.
 #[derive(Debug)]
 pub(crate) struct StanzaOptions<'a> {
-    pub(crate) path: &'a Path,
+    /// What holds the repository.
+    pub(crate) storage: Storage,
     /// The only one there is, if absent.
     pub(crate) name: Option<&'a str>,
     pub(crate) passphrase: Option<&'a Passphrase>,
@@ -45,16 +43,15 @@ pub(crate) struct StanzaOptions<'a> {
 }
 
 impl Stanza {
-    pub(crate) fn open(options: &StanzaOptions<'_>) -> Result<Self, RepositoryError> {
-        let shown = options.path.display().to_string();
-        let root = open_root(options.path)
-            .map_err(|error| RepositoryError::unreadable(&shown, "open repository", error))?;
+    pub(crate) fn open(options: StanzaOptions<'_>) -> Result<Self, RepositoryError> {
+        let storage = options.storage;
+        let shown = storage.shown().to_owned();
         let name = match options.name {
             Some(name) => checked_name(name, &shown)?,
-            None => only_stanza(&root, &shown)?,
+            None => only_stanza(&storage, &shown)?,
         };
         Ok(Self {
-            root,
+            storage,
             shown,
             name,
             passphrase: options.passphrase.cloned(),
@@ -78,13 +75,18 @@ impl Stanza {
     }
 
     /// Opens a file by its path below the repository.
-    pub(crate) fn file(&self, path: &str) -> io::Result<File> {
-        open_file(self.root.as_fd(), path)
+    pub(crate) fn file(&self, path: &str) -> io::Result<StorageFile> {
+        self.storage.file(path)
     }
 
-    /// Opens a directory by its path below the repository.
-    pub(crate) fn directory(&self, path: &str) -> io::Result<OwnedFd> {
-        open_directory(self.root.as_fd(), path)
+    /// The names in a directory, by its path below the repository.
+    pub(crate) fn names(&self, path: &str) -> io::Result<Vec<String>> {
+        self.storage.names(path)
+    }
+
+    /// Fails with [`io::ErrorKind::NotFound`] if there is no such directory below the repository.
+    pub(crate) fn has_directory(&self, path: &str) -> io::Result<()> {
+        self.storage.has_directory(path)
     }
 
     /// What a file that is not there means: with the repository still in its place, it has been removed.
@@ -104,7 +106,7 @@ impl Stanza {
     pub(crate) fn backup_info(&self) -> Result<BackupInfo, RepositoryError> {
         let path = self.backup_path("backup.info");
         let directory = self.backup_path("");
-        match self.directory(&directory) {
+        match self.has_directory(&directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(RepositoryError::unsupported(
                     directory,
@@ -113,7 +115,7 @@ impl Stanza {
                 ));
             }
             Err(error) => return Err(RepositoryError::unreadable(directory, "open", error)),
-            Ok(_) => {}
+            Ok(()) => {}
         }
         self.info(&path, self.passphrase(), &read_backup_info)
     }
@@ -146,9 +148,9 @@ impl Stanza {
     ) -> Result<T, RepositoryError> {
         let unreadable = |error| RepositoryError::unreadable(path, "open", error);
         let file = Arc::new(self.file(path).map_err(unreadable)?);
-        let length = file.metadata().map_err(unreadable)?.len();
+        let length = file.size_bytes().map_err(unreadable)?;
         let mut magic = [0; MAGIC.len()];
-        read_full_at(&file, 0, &mut magic).map_err(unreadable)?;
+        file.read_full_at(0, &mut magic).map_err(unreadable)?;
         let passphrase = match (passphrase, &magic == MAGIC) {
             (None, true) => {
                 return Err(RepositoryError::unsupported(
@@ -200,10 +202,9 @@ impl Stanza {
         error: Option<io::Error>,
     ) -> RepositoryError {
         if let Some(error) = error
-            && let explained @ RepositoryError::Unreadable { .. } =
-                failure.explain(path, "the file", &error)
+            && failure.happened()
         {
-            return explained;
+            return failure.explain(path, "the file", &error);
         }
         RepositoryError::unsupported(
             path,
@@ -231,18 +232,12 @@ fn checked_name(name: &str, shown: &str) -> Result<String, RepositoryError> {
     }
 }
 
-fn only_stanza(root: &OwnedFd, shown: &str) -> Result<String, RepositoryError> {
+fn only_stanza(storage: &Storage, shown: &str) -> Result<String, RepositoryError> {
     let unreadable = |error| RepositoryError::unreadable(format!("{shown}/backup"), "list", error);
-    let directory = open_directory(root.as_fd(), "backup").map_err(unreadable)?;
-    let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(&directory).map_err(|e| unreadable(e.into()))? {
-        let entry = entry.map_err(|error| unreadable(error.into()))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let info = format!("{name}/backup.info");
-        if !name.starts_with('.') && open_file(directory.as_fd(), &info).is_ok() {
-            names.push(name);
-        }
-    }
+    let mut names = storage.names("backup").map_err(unreadable)?;
+    names.retain(|name| {
+        !name.starts_with('.') && storage.file(&format!("backup/{name}/backup.info")).is_ok()
+    });
     names.sort();
     match names.as_slice() {
         [name] => checked_name(name, shown),

@@ -1,8 +1,6 @@
 //! Bytes as they are stored: a range of a file of the repository, with what it takes to decode them.
 
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock};
 
 use super::Framing;
@@ -10,11 +8,12 @@ use super::cipher::DecryptReader;
 use super::compression::Compression;
 use super::passphrase::Passphrase;
 use crate::RepositoryError;
+use crate::storage::{StorageFile, same_error};
 
 /// A range of an open file, read from its beginning to its end.
 #[derive(Debug)]
 pub(crate) struct StoredRange {
-    file: Arc<File>,
+    file: Arc<StorageFile>,
     at: u64,
     left: u64,
     failure: ReadFailure,
@@ -25,13 +24,16 @@ pub(crate) struct StoredRange {
 pub(crate) struct ReadFailure(Arc<OnceLock<io::Error>>);
 
 impl ReadFailure {
+    /// Whether the system could not read.
+    pub(crate) fn happened(&self) -> bool {
+        self.0.get().is_some()
+    }
+
     /// The error that a decoder's failure stands for.
     pub(crate) fn explain(&self, path: &str, place: &str, error: &io::Error) -> RepositoryError {
         match self.0.get() {
             Some(cause) => {
-                let cause = cause
-                    .raw_os_error()
-                    .map_or_else(|| cause.kind().into(), io::Error::from_raw_os_error);
+                let cause = same_error(cause);
                 RepositoryError::unreadable(format!("{path} ({place})"), "read", cause)
             }
             None => RepositoryError::corrupt(path, format!("{place} cannot be decoded: {error}")),
@@ -40,7 +42,7 @@ impl ReadFailure {
 }
 
 impl StoredRange {
-    pub(crate) fn new(file: Arc<File>, offset: u64, length: u64) -> Self {
+    pub(crate) fn new(file: Arc<StorageFile>, offset: u64, length: u64) -> Self {
         Self {
             file,
             at: offset,
@@ -59,7 +61,7 @@ impl Read for StoredRange {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let wanted = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
         let buffer = buffer.get_mut(..wanted).unwrap_or_default();
-        match self.file.read_at(buffer, self.at) {
+        match self.file.read_forwards_at(self.at, buffer, Some(self.left)) {
             Ok(count) => {
                 self.at += count as u64;
                 self.left -= count as u64;
@@ -67,11 +69,8 @@ impl Read for StoredRange {
             }
             Err(error) => {
                 if error.kind() != io::ErrorKind::Interrupted {
-                    let kind = error.raw_os_error();
-                    let kept =
-                        kind.map_or_else(|| error.kind().into(), io::Error::from_raw_os_error);
                     // Only the first failure tells something.
-                    self.failure.0.set(kept).ok();
+                    self.failure.0.set(same_error(&error)).ok();
                 }
                 Err(error)
             }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::archive::{archive_passphrase, find_segment, segment_of};
@@ -36,10 +35,10 @@ impl PgBackRestWal {
             return Ok(None);
         };
         let path = stanza.archive_path(&archive_id);
-        match stanza.directory(&path) {
+        match stanza.has_directory(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(RepositoryError::unreadable(path, "open", error)),
-            Ok(_) => {}
+            Ok(()) => {}
         }
         Ok(Some(Self {
             passphrase: archive_passphrase(stanza)?,
@@ -55,19 +54,11 @@ impl PgBackRestWal {
 
     /// Names in a directory of the archive.
     fn names(&self, path: &str) -> Result<Vec<String>, RepositoryError> {
-        let unreadable = |error| RepositoryError::unreadable(path, "list", error);
-        let directory = match self.stanza.directory(path) {
+        match self.stanza.names(path) {
             // Expired meanwhile.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            opened => opened.map_err(unreadable)?,
-        };
-        let mut names = Vec::new();
-        let entries = rustix::fs::Dir::read_from(directory.as_fd());
-        for entry in entries.map_err(|error| unreadable(error.into()))? {
-            let entry = entry.map_err(|error| unreadable(error.into()))?;
-            names.extend(entry.file_name().to_str().ok().map(str::to_owned));
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            names => names.map_err(|error| RepositoryError::unreadable(path, "list", error)),
         }
-        Ok(names)
     }
 
     /// A file that cannot be found: gone, or the whole repository is away for now.

@@ -1,9 +1,9 @@
 //! Compressed bytes, read forwards from any place, with the place known.
 
-use std::fs::File;
 use std::io::{self, BufRead, Read};
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+
+use crate::storage::StorageFile;
 
 /// Bytes read from the file at a time.
 const BUFFER_BYTES: usize = 1 << 17;
@@ -14,9 +14,9 @@ pub(crate) trait Stored: Send + Sync {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
 }
 
-impl Stored for File {
+impl Stored for StorageFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        FileExt::read_at(self, buffer, offset)
+        self.read_forwards_at(offset, buffer, None)
     }
 }
 

@@ -66,14 +66,14 @@ fn store(disk_bytes_max: u64, memory_bytes_max: usize) -> Arc<DecodedStore> {
 
 struct Opened {
     seekable: Seekable,
-    file: Arc<File>,
+    file: Arc<StorageFile>,
     store: Arc<DecodedStore>,
 }
 
-fn file_of(bytes: &[u8]) -> Arc<File> {
+fn file_of(bytes: &[u8]) -> Arc<StorageFile> {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(bytes).unwrap();
-    Arc::new(file)
+    Arc::new(StorageFile::Local(file))
 }
 
 fn pass(

@@ -2,19 +2,18 @@
 
 use super::storage::StoredWal;
 use crate::RepositoryError;
-use crate::beneath::read_full_at;
 use crate::pgbackrest::Compression;
 
 /// What is looked at of a file's beginning.
-pub(crate) const MAGIC_BYTES: usize = 6;
+pub(crate) const MAGIC_BYTES: u64 = 6;
 
 impl StoredWal {
     /// Finds out how it is compressed: a segment, which begins as WAL or as something compressed, or a history, which is text.
     pub(crate) fn recognise(&mut self, is_segment: bool) -> Result<(), RepositoryError> {
-        let mut beginning = [0; MAGIC_BYTES];
-        let read = read_full_at(&self.file, 0, &mut beginning);
-        let count = read.map_err(|error| RepositoryError::unreadable(&self.path, "read", error))?;
-        match compression_of(beginning.get(..count).unwrap_or_default()) {
+        let beginning = self.file.read_beginning(MAGIC_BYTES);
+        let beginning =
+            beginning.map_err(|error| RepositoryError::unreadable(&self.path, "read", error))?;
+        match compression_of(&beginning) {
             Ok(compression) => self.compression = compression,
             Err(_) if !is_segment || self.is_partial => {}
             Err(what) => {

@@ -1,12 +1,11 @@
 //! An archive that is a plain directory, as `archive_command = 'cp %p /path/%f'` and `pg_receivewal` make it.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use super::names::{ArchiveNames, is_segment};
 use super::storage::{StoredWal, WalStorage};
-use crate::beneath::{open_file, open_root};
+use crate::storage::Storage;
 use crate::{Lsn, RepositoryError};
 
 /// What may stand behind a name. What a file is compressed with its beginning tells.
@@ -17,21 +16,18 @@ const PARTIAL: &str = ".partial";
 /// The directory.
 #[derive(Debug)]
 pub(crate) struct WalDirectory {
-    root: OwnedFd,
-    shown: String,
+    storage: Storage,
 }
 
 impl WalDirectory {
     pub(crate) fn open(path: &Path) -> Result<Self, RepositoryError> {
-        let shown = path.display().to_string();
-        let root = open_root(path)
-            .map_err(|error| RepositoryError::unreadable(&shown, "open WAL archive", error))?;
-        Ok(Self { root, shown })
+        let storage = Storage::directory(path)?;
+        Ok(Self { storage })
     }
 
     fn stored(&self, file: &str, name: &str) -> Result<Option<StoredWal>, RepositoryError> {
-        let path = format!("{}/{file}", self.shown);
-        let opened = match open_file(self.root.as_fd(), file) {
+        let path = format!("{}/{file}", self.storage.shown());
+        let opened = match self.storage.file(file) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(|error| RepositoryError::unreadable(&path, "open", error))?,
         };
@@ -53,14 +49,12 @@ fn name_of(file: &str) -> &str {
 
 impl WalStorage for WalDirectory {
     fn list(&self, _from: Lsn) -> Result<ArchiveNames, RepositoryError> {
-        let unreadable = |error| RepositoryError::unreadable(&self.shown, "list", error);
+        let files = self.storage.names("");
+        let files = files
+            .map_err(|error| RepositoryError::unreadable(self.storage.shown(), "list", error))?;
         let mut names = ArchiveNames::default();
-        let entries = rustix::fs::Dir::read_from(self.root.as_fd());
-        for entry in entries.map_err(|error| unreadable(io::Error::from(error)))? {
-            let entry = entry.map_err(|error| unreadable(error.into()))?;
-            if let Ok(file) = entry.file_name().to_str() {
-                names.add(name_of(file))?;
-            }
+        for file in files {
+            names.add(name_of(&file))?;
         }
         Ok(names)
     }
@@ -71,7 +65,7 @@ impl WalStorage for WalDirectory {
                 return Ok(stored);
             }
         }
-        Err(gone(&format!("{}/{name}", self.shown)))
+        Err(gone(&format!("{}/{name}", self.storage.shown())))
     }
 }
 

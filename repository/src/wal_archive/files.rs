@@ -8,7 +8,6 @@ use super::history::read_small;
 use super::read_ahead::ReadAhead;
 use super::shown::ShownWal;
 use super::storage::{StoredWal, WalStorage};
-use crate::beneath::read_pages_at;
 use crate::decoded::DecodedRead;
 use crate::pgbackrest::{WholeFile, WholeFileReader};
 use crate::tree::within_file;
@@ -235,7 +234,7 @@ fn is_direct(stored: &StoredWal) -> bool {
 fn read_direct(file: &Shown<'_>, offset: u64, buffer: &mut [u8]) -> Result<usize, RepositoryError> {
     let stored = file.stored;
     let unreadable = |error| RepositoryError::unreadable(&stored.path, "read", error);
-    let found = stored.file.metadata().map_err(unreadable)?.len();
+    let found = stored.file.size_bytes().map_err(unreadable)?;
     let fits = match stored.is_partial {
         true => found <= file.size_bytes,
         false => found == file.size_bytes,
@@ -248,7 +247,10 @@ fn read_direct(file: &Shown<'_>, offset: u64, buffer: &mut [u8]) -> Result<usize
         return Err(RepositoryError::corrupt(file.path, reason));
     }
     let buffer = within_file(file.size_bytes, offset, buffer);
-    let count = read_pages_at(&stored.file, offset, buffer).map_err(unreadable)?;
+    let count = stored
+        .file
+        .read_pages_at(offset, buffer)
+        .map_err(unreadable)?;
     if let Some(rest) = buffer.get_mut(count..).filter(|rest| !rest.is_empty()) {
         if !stored.is_partial {
             return Err(RepositoryError::corrupt(file.path, "has become shorter"));

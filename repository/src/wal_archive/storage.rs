@@ -1,12 +1,12 @@
 //! What a format says of an archive: which files there are, and how one is stored.
 
 use std::fmt;
-use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
 
 use super::names::ArchiveNames;
 use crate::pgbackrest::{Compression, Decoding, Framing, Passphrase, ReadFailure, StoredRange};
+use crate::storage::StorageFile;
 use crate::{Lsn, RepositoryError};
 
 /// An archive as its format keeps it.
@@ -23,7 +23,7 @@ pub(crate) trait WalStorage: Send + Sync + fmt::Debug {
 pub(crate) struct StoredWal {
     /// Its path below the repository, for errors.
     pub(crate) path: String,
-    pub(crate) file: Arc<File>,
+    pub(crate) file: Arc<StorageFile>,
     pub(crate) stored_bytes: u64,
     pub(crate) compression: Compression,
     pub(crate) passphrase: Option<Passphrase>,
@@ -37,19 +37,19 @@ pub(crate) struct StoredWal {
 
 impl StoredWal {
     /// A file that stands for itself, as far as is known without looking into it.
-    pub(crate) fn plain(path: String, file: File) -> Result<Self, RepositoryError> {
-        use std::os::unix::fs::MetadataExt;
-        let found = file.metadata();
-        let found = found.map_err(|error| RepositoryError::unreadable(&path, "look at", error))?;
+    pub(crate) fn plain(path: String, file: StorageFile) -> Result<Self, RepositoryError> {
+        let unreadable = |error| RepositoryError::unreadable(&path, "look at", error);
+        let stored_bytes = file.size_bytes().map_err(unreadable)?;
+        let modified_at_s = file.modified_at_s().map_err(unreadable)?;
         Ok(Self {
             path,
             file: Arc::new(file),
-            stored_bytes: found.len(),
+            stored_bytes,
             compression: Compression::None,
             passphrase: None,
             sha1: None,
             is_partial: false,
-            modified_at_s: found.mtime(),
+            modified_at_s,
         })
     }
 

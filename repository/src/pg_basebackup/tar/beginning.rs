@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{ArchiveName, Part, archive_names, open_sized};
-use crate::beneath::{open_root, read_full_at};
+use crate::beneath::open_root;
 use crate::pg_basebackup::tar_index::{MemberKind, read_tar_index};
 use crate::seekable::{Codec, decode_beginning};
 use crate::{Limits, RepositoryError};
@@ -41,7 +41,7 @@ pub(crate) fn read_tar_beginning(path: &Path) -> Result<Option<TarBeginning>, Re
         Some(codec) => decode_beginning(name, *codec, Arc::new(file), BEGINNING_BYTES)?,
         None => {
             let mut bytes = vec![0; BEGINNING_BYTES];
-            let count = read_full_at(&file, 0, &mut bytes);
+            let count = file.read_full_at(0, &mut bytes);
             let count =
                 count.map_err(|error| RepositoryError::unreadable(name, "read archive", error))?;
             bytes.truncate(count);
