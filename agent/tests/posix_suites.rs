@@ -28,7 +28,7 @@ use mount_support::{Fixture, wait_for};
 
 /// Names the directory of the suites' programs.
 const TOOLS_VARIABLE: &str = "PGINSTANT_TEST_TOOLS";
-/// Operations of fsx for each way of serving, when nobody asks for more.
+/// Operations of one run of fsx, and for each way of serving when nobody asks for more.
 const OPERATIONS: u64 = 30_000;
 /// What fsx works on: whole pages of memory, but not whole granules of the cache.
 const WORKED_BYTES: u64 = 73 * 4096;
@@ -82,34 +82,67 @@ fn configuration(within: bool) -> String {
     )
 }
 
-/// Runs fsx in one way, kills workers meanwhile, and reads what it leaves alone.
+/// Runs fsx in one way, kills workers meanwhile, and reads what it leaves alone. One run has [`OPERATIONS`] at most, for fsx keeps
+/// each mapping that it makes and comes to the end of those that a process may have; each run has a file of its own.
 fn exercise(way: &Way) {
-    let program = tool("fsx");
+    let operations = number("PGINSTANT_TEST_FSX_OPERATIONS", OPERATIONS);
+    let seed = number("PGINSTANT_TEST_FSX_SEED", 20_261_121);
+    let names: Vec<String> = (0..operations.div_ceil(OPERATIONS))
+        .map(|run| format!("{}-{run}", way.name))
+        .collect();
     let mut fixture = Fixture::new("root", |directory| {
-        if let Some(bytes) = way.base_bytes {
-            fs::write(directory.join(way.name), content(bytes)).unwrap();
+        for name in &names {
+            match way.base_bytes {
+                Some(bytes) if *name == names[0] => {
+                    fs::write(directory.join(name), content(bytes)).unwrap();
+                }
+                Some(_) => fs::hard_link(directory.join(&names[0]), directory.join(name)).unwrap(),
+                None => {}
+            }
         }
     });
     fixture.serve();
     fixture.mount(&way.options).unwrap();
-    let path = fixture.data().join(way.name);
     let configuration_file = fixture.directory.path().join("fsx.toml");
     fs::write(&configuration_file, configuration(way.within)).unwrap();
-    let operations = number("PGINSTANT_TEST_FSX_OPERATIONS", OPERATIONS);
-    let seed = number("PGINSTANT_TEST_FSX_SEED", 20_261_121);
-    let mut command = Command::new(program);
+    let kills = AtomicU32::new(0);
+    for (run, name) in (0..).zip(&names) {
+        let of_run = OPERATIONS.min(operations - run * OPERATIONS);
+        run_fsx(&fixture, way, name, (of_run, seed + run), &kills);
+    }
+    let killed = kills.load(Ordering::Relaxed);
+    println!("{operations} operations with seeds from {seed}, {killed} workers killed");
+    assert!(killed > 0, "no worker was killed");
+    // What the mount shows is what a new mount of the same cache shows.
+    let contents = |fixture: &Fixture| -> Vec<Vec<u8>> {
+        let paths = names.iter().map(|name| fixture.data().join(name));
+        paths.map(|path| fs::read(path).unwrap()).collect()
+    };
+    let before = contents(&fixture);
+    fixture.unmount();
+    fixture.mount(&way.options).unwrap();
+    assert!(contents(&fixture) == before, "changed over a mount");
+}
+
+fn run_fsx(
+    fixture: &Fixture,
+    way: &Way,
+    name: &str,
+    (operations, seed): (u64, u64),
+    kills: &AtomicU32,
+) {
+    let path = fixture.data().join(name);
+    let mut command = Command::new(tool("fsx"));
     command
         .args(["-N", &operations.to_string(), "-S", &seed.to_string(), "-f"])
-        .arg(&configuration_file)
+        .arg(fixture.directory.path().join("fsx.toml"))
         .arg("-P")
         .arg(fixture.directory.path())
         .arg(&path)
         .stdin(Stdio::null());
-
     let ended = AtomicBool::new(false);
-    let kills = AtomicU32::new(0);
     let output = std::thread::scope(|scope| {
-        scope.spawn(|| kill_workers(&fixture, &ended, &kills));
+        scope.spawn(|| kill_workers(fixture, &ended, kills));
         if way.within {
             scope.spawn(|| read_behind(&path, &ended));
         }
@@ -117,25 +150,15 @@ fn exercise(way: &Way) {
         ended.store(true, Ordering::Relaxed);
         output.unwrap()
     });
-    println!(
-        "{operations} operations with seed {seed}, {} workers killed",
-        kills.load(Ordering::Relaxed)
-    );
     assert!(
         output.status.success(),
         "PGINSTANT_TEST_FSX_OPERATIONS={operations} PGINSTANT_TEST_FSX_SEED={seed}: {}{}",
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-    assert!(kills.load(Ordering::Relaxed) > 0, "no worker was killed");
     if way.within {
         check_behind(&path);
     }
-    // What the mount shows is what a new mount of the same cache shows.
-    let before = fs::read(&path).unwrap();
-    fixture.unmount();
-    fixture.mount(&way.options).unwrap();
-    assert!(fs::read(&path).unwrap() == before, "changed over a mount");
 }
 
 fn kill_workers(fixture: &Fixture, ended: &AtomicBool, kills: &AtomicU32) {
