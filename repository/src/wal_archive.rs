@@ -23,6 +23,7 @@ pub(crate) use by_magic::{MAGIC_BYTES, compression_of};
 use choice::{Begins, choose};
 pub(crate) use directory::{WalDirectory, gone};
 pub use files::WalFiles;
+pub(crate) use head::WalHead;
 use history::{History, read_history};
 pub(crate) use names::{ArchiveNames, is_segment, may_hold};
 pub use shown::{SegmentRun, ShownHistory, ShownWal, WalGap};
@@ -79,6 +80,13 @@ impl WalArchive {
             stop_lsn: self.stop_lsn,
             segment_bytes,
         };
+        // What the backup brings along need not be archived, and is gone through one by one.
+        let brought = self.stop_lsn.0.saturating_sub(self.start_lsn.0) / segment_bytes;
+        if brought > SEGMENT_COUNT_MAX {
+            let (start, stop) = (self.start_lsn, self.stop_lsn);
+            let reason = format!("belongs to a backup with its WAL from {start} to {stop}");
+            return Err(RepositoryError::corrupt(any, reason));
+        }
         let mut held: BTreeMap<u32, BTreeSet<u64>> = BTreeMap::new();
         for name in names.segments() {
             if let Some((timeline, number)) = names::parse_segment(name, segment_bytes) {
@@ -130,19 +138,9 @@ impl WalArchive {
     /// The size of segments, and that this one is of the backup's cluster.
     fn check_segment(&self, name: &str) -> Result<u64, RepositoryError> {
         let stored = self.storage.open(name)?;
-        let head = head::read_head(&stored)?;
-        let corrupt = |reason: String| Err(RepositoryError::corrupt(&stored.path, reason));
-        match (self.system_identifier, self.segment_bytes) {
-            (Some(wanted), _) if wanted != head.system_identifier => corrupt(format!(
-                "is WAL of cluster {}, and the backup of {wanted}",
-                head.system_identifier
-            )),
-            (_, Some(wanted)) if wanted != head.segment_bytes => corrupt(format!(
-                "is of segments of {} bytes, and the backup of {wanted}",
-                head.segment_bytes
-            )),
-            _ => Ok(head.segment_bytes),
-        }
+        let head = WalHead::read(&stored.path, stored.range(), stored.decoding())?;
+        head.check(&stored.path, self.system_identifier, self.segment_bytes)?;
+        Ok(head.segment_bytes)
     }
 
     /// The histories that may have to do with the backup, from its own timeline on, with their sizes.
@@ -153,5 +151,36 @@ impl WalArchive {
         later
             .map(|timeline| read_history(&*self.storage, timeline))
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::OpenOptions;
+
+    #[test]
+    fn a_backup_that_claims_absurdly_much_wal_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut head = [0; 40];
+        head[..2].copy_from_slice(&0xD110_u16.to_ne_bytes());
+        head[32..36].copy_from_slice(&(16_u32 << 20).to_ne_bytes());
+        std::fs::write(directory.path().join("000000010000000000000002"), head).unwrap();
+        let look = |stop_lsn| {
+            let archive = WalArchive {
+                storage: Arc::new(WalDirectory::open(directory.path()).unwrap()),
+                store: OpenOptions::default().decoded_store(),
+                timeline: 1,
+                start_lsn: Lsn(2 << 24),
+                stop_lsn,
+                segment_bytes: None,
+                system_identifier: None,
+            };
+            archive.look()
+        };
+        let shown = look(Lsn((2 << 24) + 100)).unwrap().unwrap();
+        assert_eq!(shown.segment_count(), 1);
+        let error = look(Lsn(u64::MAX)).unwrap_err().to_string();
+        assert!(error.contains("with its WAL from"), "{error}");
     }
 }

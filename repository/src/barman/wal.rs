@@ -1,18 +1,16 @@
 //! The WAL of a server: the segments that recovery of one backup needs, from its beginning to its end.
 
-use std::io::{self, Read};
+use std::io;
 use std::sync::Arc;
 
 use super::server::Server;
 use crate::pg_basebackup::segment_name;
-use crate::pgbackrest::{Compression, Decoding, Framing, ReadFailure, StoredRange};
-use crate::wal_archive::{MAGIC_BYTES, compression_of};
+use crate::pgbackrest::{Compression, Decoding, Framing, StoredRange};
+use crate::wal_archive::{MAGIC_BYTES, WalHead, compression_of};
 use crate::{Lsn, RepositoryError};
 
 /// Most segments of one backup: 64 TiB with the largest segments, 1 TiB with the usual ones.
 const SEGMENT_COUNT_MAX: u64 = 1 << 16;
-/// XLogLongPageHeaderData: the system identifier after the 24 bytes of a page's short header, then the segment's size.
-const HEAD_BYTES: usize = 36;
 
 /// What a backup needs.
 #[derive(Debug)]
@@ -117,26 +115,10 @@ fn check_cluster(
     let unreadable = |error| RepositoryError::unreadable(&first.path, "open", error);
     let file = server.file(&first.path).map_err(unreadable)?;
     let stored = StoredRange::new(Arc::new(file), 0, first.stored_bytes);
-    let failure: ReadFailure = stored.failure();
-    let mut head = [0; HEAD_BYTES];
-    let read = first.decoding().decoder(stored);
-    let read = read.and_then(|mut decoder| decoder.read_exact(&mut head));
-    read.map_err(|error| failure.explain(&first.path, "its first page", &error))?;
-    let (_, fields) = head.split_at(24);
-    let identifier = u64::from_ne_bytes(fields.first_chunk().copied().unwrap_or_default());
-    let size = fields.last_chunk().copied().unwrap_or_default();
-    let size = u64::from(u32::from_ne_bytes(size));
-    let corrupt = |reason: String| Err(RepositoryError::corrupt(&first.path, reason));
-    match range.system_identifier {
-        Some(wanted) if wanted != identifier => corrupt(format!(
-            "is WAL of cluster {identifier}, and the backup of {wanted}"
-        )),
-        _ if size != range.segment_bytes => {
-            let wanted = range.segment_bytes;
-            corrupt(format!(
-                "is of segments of {size} bytes, and backup.info says {wanted}"
-            ))
-        }
-        _ => Ok(()),
-    }
+    let head = WalHead::read(&first.path, stored, first.decoding())?;
+    head.check(
+        &first.path,
+        range.system_identifier,
+        Some(range.segment_bytes),
+    )
 }

@@ -10,6 +10,7 @@ use super::info_file::read_info;
 use super::passphrase::Passphrase;
 use super::stanza::Stanza;
 use super::stored::{Decoding, StoredRange};
+use crate::wal_archive::WalHead;
 use crate::{Lsn, RepositoryError};
 
 /// A WAL segment as it is stored.
@@ -207,39 +208,17 @@ fn segment_bytes(
     passphrase: Option<&Passphrase>,
     range: &WalRange<'_>,
 ) -> Result<u64, RepositoryError> {
-    // XLogLongPageHeaderData: the system identifier after the 24 bytes of a page's short header, then the segment's size.
-    const HEAD_BYTES: usize = 36;
     let unreadable = |error| RepositoryError::unreadable(&first.path, "open", error);
     let file = stanza.file(&first.path).map_err(unreadable)?;
-    let range_read = StoredRange::new(Arc::new(file), 0, first.stored_bytes);
-    let failure = range_read.failure();
+    let stored = StoredRange::new(Arc::new(file), 0, first.stored_bytes);
     let decoding = Decoding {
         compression: first.compression,
         framing: Framing::Standard,
         passphrase,
     };
-    let mut head = [0; HEAD_BYTES];
-    let read = decoding
-        .decoder(range_read)
-        .and_then(|mut decoder| decoder.read_exact(&mut head));
-    read.map_err(|error| failure.explain(&first.path, "its first page", &error))?;
-    let corrupt = |reason: String| RepositoryError::corrupt(&first.path, reason);
-    let field = |at: usize, width: usize| {
-        let bytes = head.get(at..at + width).unwrap_or_default();
-        let bytes = bytes.iter().rev();
-        bytes.fold(0_u64, |number, byte| number << 8 | u64::from(*byte))
-    };
-    let (system_identifier, size) = (field(24, 8), field(32, 4));
-    if system_identifier != range.system_identifier {
-        let wanted = range.system_identifier;
-        return Err(corrupt(format!(
-            "is WAL of cluster {system_identifier}, and the backup of {wanted}"
-        )));
-    }
-    match size.is_power_of_two() && (1 << 20..=1 << 30).contains(&size) {
-        true => Ok(size),
-        false => Err(corrupt(format!("says that segments have {size} bytes"))),
-    }
+    let head = WalHead::read(&first.path, stored, decoding)?;
+    head.check(&first.path, Some(range.system_identifier), None)?;
+    Ok(head.segment_bytes)
 }
 
 #[cfg(test)]

@@ -2,26 +2,54 @@
 
 use std::io::Read;
 
-use super::storage::StoredWal;
 use crate::RepositoryError;
+use crate::pgbackrest::{Decoding, StoredRange};
 
 /// XLogLongPageHeaderData: the system identifier after the 24 bytes of a page's short header, then the segment's size.
 const HEAD_BYTES: usize = 36;
 
 /// What the first page says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct WalHead {
-    pub(super) system_identifier: u64,
-    pub(super) segment_bytes: u64,
+pub(crate) struct WalHead {
+    pub(crate) system_identifier: u64,
+    pub(crate) segment_bytes: u64,
 }
 
-/// Reads it; its numbers are in the byte order of the machine that wrote it.
-pub(super) fn read_head(stored: &StoredWal) -> Result<WalHead, RepositoryError> {
-    let (mut decoder, failure) = stored.decoder()?;
-    let mut head = [0; HEAD_BYTES];
-    let read = decoder.read_exact(&mut head);
-    read.map_err(|error| failure.explain(&stored.path, "its first page", &error))?;
-    parse(&head).map_err(|reason| RepositoryError::corrupt(&stored.path, reason))
+impl WalHead {
+    /// Reads it; its numbers are in the byte order of the machine that wrote it. `path` is the segment's, for errors.
+    pub(crate) fn read(
+        path: &str,
+        stored: StoredRange,
+        decoding: Decoding<'_>,
+    ) -> Result<Self, RepositoryError> {
+        let failure = stored.failure();
+        let mut head = [0; HEAD_BYTES];
+        let read = decoding.decoder(stored);
+        let read = read.and_then(|mut decoder| decoder.read_exact(&mut head));
+        read.map_err(|error| failure.explain(path, "its first page", &error))?;
+        parse(&head).map_err(|reason| RepositoryError::corrupt(path, reason))
+    }
+
+    /// Refuses what is not of the backup's cluster, as far as that is known.
+    pub(crate) fn check(
+        &self,
+        path: &str,
+        system_identifier: Option<u64>,
+        segment_bytes: Option<u64>,
+    ) -> Result<(), RepositoryError> {
+        let corrupt = |reason: String| Err(RepositoryError::corrupt(path, reason));
+        match (system_identifier, segment_bytes) {
+            (Some(wanted), _) if wanted != self.system_identifier => corrupt(format!(
+                "is WAL of cluster {}, and the backup of {wanted}",
+                self.system_identifier
+            )),
+            (_, Some(wanted)) if wanted != self.segment_bytes => corrupt(format!(
+                "is of segments of {} bytes, and the backup of {wanted}",
+                self.segment_bytes
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 fn parse(head: &[u8; HEAD_BYTES]) -> Result<WalHead, String> {
