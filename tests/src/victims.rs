@@ -42,3 +42,39 @@ pub fn agent(id: &str, word: &str) -> Result<u32> {
     let (pid, _) = found.with_context(|| format!("no {word} among {processes:?}"))?;
     Ok(*pid)
 }
+
+/// The process of PostgreSQL that replays WAL in a data directory, if there is one, and what it says that it does, as in
+/// `startup recovering 000000010000000000000003`.
+pub fn replay(data_directory: &Path) -> Option<(u32, String)> {
+    let text = std::fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
+    let postmaster: u32 = text.lines().next()?.parse().ok()?;
+    let path = format!("/proc/{postmaster}/task/{postmaster}/children");
+    let children = std::fs::read_to_string(path).ok()?;
+    children.split_whitespace().find_map(|child| {
+        let title = std::fs::read(format!("/proc/{child}/cmdline")).ok()?;
+        let title = String::from_utf8_lossy(&title).replace('\0', " ");
+        let at = title.find("startup ")?;
+        Some((child.parse().ok()?, title.get(at..)?.trim().to_owned()))
+    })
+}
+
+/// A process that does nothing until this is dropped.
+#[derive(Debug)]
+pub struct Halted(Pid);
+
+impl Halted {
+    /// Halts it.
+    pub fn new(pid: u32) -> Result<Self> {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let pid = pid.context("a process id")?;
+        kill_process(pid, Signal::STOP)?;
+        Ok(Self(pid))
+    }
+}
+
+impl Drop for Halted {
+    fn drop(&mut self) {
+        // It may have ended meanwhile.
+        let _ = kill_process(self.0, Signal::CONT);
+    }
+}
