@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use super::line::Ledger;
 use super::plan::LOADS;
-use super::server::{Native, Server};
+use super::server::{Native, Published, Server};
 use super::stage::{SHARED_BUFFERS_MIB, Stage};
 use crate::system::TestSystem;
 
@@ -34,8 +34,7 @@ pub(super) async fn measure(stage: &mut Stage, ledger: &mut Ledger) -> Result<()
                 published.is_hydrated().await?;
                 let_all_be_opened_anew(&published.server)?;
             }
-            read_files(&native.data_directory(), state)?;
-            in_turns(stage, ledger, state, &published.server, &native.server)?;
+            in_turns(stage, ledger, state, &published, &native)?;
             published.end().await?;
         }
     }
@@ -59,9 +58,10 @@ fn in_turns(
     stage: &Stage,
     ledger: &mut Ledger,
     state: &str,
-    ours: &Server,
-    native: &Server,
+    published: &Published<'_>,
+    native: &Native,
 ) -> Result<()> {
+    let (ours, theirs) = (&published.server, &native.server);
     let seconds = stage.sizes.load_s;
     for round in 1..=stage.sizes.rounds {
         for (load, arguments) in LOADS {
@@ -70,11 +70,14 @@ fn in_turns(
                 continue;
             }
             stage.say(&format!("round {round}: {load}, {state}"));
-            // Both begin with nothing left to write.
+            // Both begin with nothing left to write, and each with all in memory: a machine may take away what lay idle during
+            // the other's turn.
             ours.sql("CHECKPOINT")?;
-            native.sql("CHECKPOINT")?;
+            theirs.sql("CHECKPOINT")?;
+            read_files(&published.data_directory, state)?;
             ledger.ours(&name, ours.pgbench(arguments, seconds)?);
-            ledger.peer(&name, native.pgbench(arguments, seconds)?);
+            read_files(&native.data_directory(), state)?;
+            ledger.peer(&name, theirs.pgbench(arguments, seconds)?);
         }
     }
     Ok(())
