@@ -129,14 +129,11 @@ pub fn list(
             Ok((open, points))
         });
         match found {
-            Ok((open, points)) => {
-                list.truncated |= points.truncated;
-                for point in points.restore_points.iter().take(LISTED_MAX) {
-                    let archive = archive_of(&*open, point).unwrap_or_else(|error| {
-                        let problem = problem_of(name, &error);
-                        list.problems.push(about(&point.label, problem));
-                        None
-                    });
+            Ok((open, mut points)) => {
+                list.truncated |= points.truncated || points.restore_points.len() > LISTED_MAX;
+                points.restore_points.truncate(LISTED_MAX);
+                let archived = archived(name, &*open, &points.restore_points, &mut list.problems);
+                for (point, archive) in points.restore_points.iter().zip(archived) {
                     list.backups.extend(listed(name, point, archive.as_ref()));
                 }
                 list.problems.extend(
@@ -160,15 +157,28 @@ fn about(label: &str, problem: Problem) -> Problem {
     Problem::new(problem.code, message, problem.remedy)
 }
 
-/// What the repository's archive has of WAL for a backup.
-fn archive_of(
+/// What the repository's archive has of WAL for each backup.
+fn archived(
+    name: &RepositoryName,
     repository: &dyn Repository,
-    point: &RestorePoint,
-) -> Result<Option<ShownWal>, RepositoryError> {
-    match repository.wal_archive(point)? {
-        Some(archive) => archive.look(),
-        None => Ok(None),
-    }
+    points: &[RestorePoint],
+    problems: &mut Vec<Problem>,
+) -> Vec<Option<ShownWal>> {
+    let archives = repository.wal_archives(points).unwrap_or_else(|error| {
+        problems.push(problem_of(name, &error));
+        points.iter().map(|_| Ok(None)).collect()
+    });
+    let looks = points.iter().zip(archives).map(|(point, archive)| {
+        let look = archive.and_then(|archive| match archive {
+            Some(archive) => archive.look(),
+            None => Ok(None),
+        });
+        look.unwrap_or_else(|error| {
+            problems.push(about(&point.label, problem_of(name, &error)));
+            None
+        })
+    });
+    looks.collect()
 }
 
 fn listed(

@@ -29,6 +29,7 @@ mod wal_archive;
 
 pub use backup::{
     Backup, BackupChoice, BackupKind, CorruptFile, Repository, VerifyProgress, VerifyReport,
+    WalArchives,
 };
 pub use checksums::Standing;
 pub use decoded::{DecodedLimits, DecodedStore};

@@ -6,6 +6,7 @@ mod chain;
 mod combined;
 mod control;
 mod increment;
+mod last_chain;
 mod manifest;
 mod opened;
 mod plain;

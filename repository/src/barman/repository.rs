@@ -9,9 +9,10 @@ use super::wal::{WalRange, find_wal};
 use super::wal_storage::BarmanWal;
 use super::with_wal::{BackupWithWal, Parts};
 use crate::pg_basebackup::{Place, Siblings, TablespaceDirectory, Wal, open_backup};
+use crate::wal_archive::shared;
 use crate::{
     Backup, BackupChoice, BackupFormat, OpenOptions, Repository, RepositoryError, RestorePoint,
-    RestorePoints, WalArchive,
+    RestorePoints, WalArchive, WalArchives,
 };
 
 /// Opens a server of Barman: its directory below `barman_home`, or that one if it has no other server.
@@ -174,15 +175,14 @@ impl Repository for BarmanRepository {
         Err(problem.unwrap_or_else(|| self.unknown("backup".into())))
     }
 
-    fn wal_archive(&self, point: &RestorePoint) -> Result<Option<WalArchive>, RepositoryError> {
-        let segment_bytes = self.usable(&point.label)?.segment_bytes;
-        let storage = Arc::new(BarmanWal::of(&self.server));
-        let store = self.options.decoded_store();
-        Ok(Some(WalArchive::new(
-            storage,
-            store,
-            point,
-            Some(segment_bytes),
-        )))
+    fn wal_archives(&self, points: &[RestorePoint]) -> Result<WalArchives, RepositoryError> {
+        let storage = shared(Arc::new(BarmanWal::of(&self.server)), points);
+        let archives = points.iter().map(|point| {
+            let segment_bytes = self.usable(&point.label)?.segment_bytes;
+            let (storage, store) = (Arc::clone(&storage), self.options.decoded_store());
+            let archive = WalArchive::new(storage, store, point, Some(segment_bytes));
+            Ok(Some(archive))
+        });
+        Ok(archives.collect())
     }
 }
