@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use common::config::Secret;
 use common::ids::{BackupLabel, RepositoryName};
-use common::messages::{BackupList, BackupListed, ListedArchive, ListedRestoreInterval, WalGap};
+use common::messages::{
+    BackupList, BackupListed, ListedArchive, ListedKind, ListedRestoreInterval, WalGap,
+};
 use common::problem::{ErrorCode, Problem};
 use jiff::Timestamp;
 use repository::barman::open_barman;
@@ -192,8 +194,15 @@ fn listed(
         // A directory whose name cannot be a label cannot be asked for either.
         label: BackupLabel::new(point.label.clone()).ok()?,
         format: format_of(point),
+        kind: Some(kind_of(point)),
+        references: point
+            .references
+            .iter()
+            .filter_map(|label| BackupLabel::new(label.clone()).ok())
+            .collect(),
         postgresql_major: point.postgresql_major,
         started_at: point.started_at,
+        stopped_at: point.stopped_at,
         size_bytes: point.size_bytes,
         file_count: point.file_count,
         tablespace_count: u32::try_from(point.tablespaces.len()).unwrap_or(u32::MAX),
@@ -205,6 +214,7 @@ fn listed(
             to: None,
             archive: archive.and_then(listed_archive),
         }),
+        slow_layout: point.slow_layout.as_ref().map(ToString::to_string),
     })
 }
 
@@ -225,18 +235,23 @@ pub fn gap_of(gap: &repository::WalGap) -> WalGap {
     }
 }
 
+fn kind_of(point: &RestorePoint) -> ListedKind {
+    match point.kind {
+        BackupKind::Full => ListedKind::Full,
+        BackupKind::Differential => ListedKind::Diff,
+        BackupKind::Incremental => ListedKind::Incr,
+    }
+}
+
 /// The format, with the kind where a backup may stand on others.
 fn format_of(point: &RestorePoint) -> String {
-    let kind = match (point.format, point.kind) {
+    match (point.format, point.kind) {
         (
             BackupFormat::PgBasebackupPlain
             | BackupFormat::PgBasebackupTar
             | BackupFormat::PgBasebackupCompressedTar(_),
             BackupKind::Full,
-        ) => return point.format.to_string(),
-        (_, BackupKind::Full) => "full",
-        (_, BackupKind::Differential) => "diff",
-        (_, BackupKind::Incremental) => "incr",
-    };
-    format!("{} {kind}", point.format)
+        ) => point.format.to_string(),
+        (format, _) => format!("{format} {}", kind_of(point).name()),
+    }
 }

@@ -38,7 +38,8 @@ pub use error::{RepositoryError, RepositoryErrorKind};
 pub use lsn::{InvalidLsn, Lsn};
 pub use options::{Limits, OpenOptions};
 pub use restore_point::{
-    BackupFormat, RecoverableInterval, RestorePoint, RestorePoints, Tablespace, Verification,
+    BackupFormat, RecoverableInterval, RestorePoint, RestorePoints, SlowLayout, Tablespace,
+    Verification,
 };
 pub use seekable::Codec;
 #[doc(hidden)]

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::backup_info::{BackupInfo, Status};
+use super::layout::slow_layout;
 use super::server::{Server, is_backup_id};
 use super::wal::{WalRange, find_wal};
 use super::wal_storage::BarmanWal;
@@ -107,6 +108,7 @@ impl BarmanRepository {
             );
             return Err(RepositoryError::corrupt("backup_label", reason));
         }
+        restore_point.slow_layout = restore_point.slow_layout.map(slow_layout);
         restore_point.format = BackupFormat::Barman;
         restore_point.started_at = info.started_at.or(restore_point.started_at);
         restore_point.stopped_at = info.stopped_at;

@@ -66,6 +66,9 @@ impl Combined {
             chain.push(stored.map_err(|error| error.in_backup(&place.label, "backup_label"))?);
         }
         check_clusters(&chain)?;
+        // What is slow in one of them is slow in the whole.
+        let slow = chain.iter().find_map(|stored| stored.facts.slow_layout());
+        restore_point.slow_layout = slow;
         let verification = weakest(chain.iter().map(|stored| stored.facts.verification));
         let labelled = chain
             .iter()

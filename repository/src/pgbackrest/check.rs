@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::archive::{ArchiveListing, ArchivedWal, WalRange, find_wal, segment_name};
 use super::backup_info::{BackupInfo, ListedBackup};
 use super::content::{Content, Parts};
+use super::layout::slow_layout;
 use super::manifest::{BackupWal, Manifest, StoredFile, read_manifest};
 use super::opened::OpenedBackup;
 use super::stanza::Stanza;
@@ -274,6 +275,7 @@ fn restore_point(
             true => Verification::Checksums,
             false => Verification::SizesOnly,
         },
+        slow_layout: slow_layout(content.large_files()),
     })
 }
 
