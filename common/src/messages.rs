@@ -35,8 +35,9 @@ pub use internal::{
 pub use payload::{Payload, PayloadDoc};
 pub use query::{
     BackupList, BackupListed, BackupsQuery, HostCheck, HostCheckLine, HostCheckQuery,
-    HostCheckState, ListedArchive, ListedRestoreInterval, Query, RecoveryDetail, Refused, Reply,
-    SessionDetail, SessionList, SessionLogLine, SessionQuery, SessionSummary, SessionsQuery,
+    HostCheckState, ListedArchive, ListedKind, ListedRestoreInterval, Query, RecoveryDetail,
+    Refused, Reply, SessionDetail, SessionList, SessionLogLine, SessionQuery, SessionSummary,
+    SessionsQuery,
 };
 
 pub use statistics::{CacheStatistics, Latency};

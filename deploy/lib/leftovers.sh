@@ -12,7 +12,7 @@ leftovers() {
         name=$(cat "/proc/$pid/comm" 2>/dev/null) || continue
         case $name in
         postgres | pginstant-* | mount-svc | recovery-svc | explorer | beam.smp | epmd | erl_child_setup | inet_gethost | \
-            initdb | pg_ctl | pgbench | psql | pg_basebackup | cp | tar)
+            initdb | pg_ctl | pgbench | psql | pg_basebackup | cp | tar | barman | rsync | pgbackrest | ld-linux-*)
             [[ $name != "${1:-$name}" ]] || printf '%s\n' "$pid"
             ;;
         esac

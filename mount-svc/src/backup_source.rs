@@ -146,6 +146,12 @@ impl BackupSource {
         self.backup.restore_point().size_bytes
     }
 
+    /// Why its pages are slow to read at random, and what makes later backups fast; none if they are not slow.
+    pub fn slow_layout(&self) -> Option<String> {
+        let slow = self.backup.restore_point().slow_layout.as_ref();
+        slow.map(ToString::to_string)
+    }
+
     /// Where its tablespaces were on the original, by oid.
     pub fn tablespaces(&self) -> BTreeMap<u32, PathBuf> {
         let tablespaces = &self.backup.restore_point().tablespaces;

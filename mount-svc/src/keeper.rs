@@ -97,7 +97,10 @@ async fn make(store: &Store, record: &MountRecord, source: &mut Option<Arc<Backu
         return Next::Again;
     };
     let made = match opened {
-        Ok(opened) => try_make(store, record, &opened).await,
+        Ok(opened) => {
+            report_slow_layout(store, record, &opened).await;
+            try_make(store, record, &opened).await
+        }
         Err(problem) => Err(problem),
     };
     let answer = match made {
@@ -340,6 +343,21 @@ async fn check(maker: &mut Maker) -> Result<(), Trouble> {
         ))),
         Err(problem) => Err(Trouble::Unreachable(problem)),
     }
+}
+
+/// Told again with each attempt, and so once: the session knows what it was told.
+async fn report_slow_layout(store: &Store, record: &MountRecord, source: &BackupSource) {
+    let Some(text) = source.slow_layout() else {
+        return;
+    };
+    let warning = MountWarning {
+        session_id: record.session_id(),
+        code: WarningCode::SlowLayout,
+        text: Some(format!("backup {}: {text}", source.label())),
+    };
+    store
+        .tell(record.session_id(), Internal::MountWarning(warning))
+        .await;
 }
 
 async fn report_corrupt_files(store: &Store, record: &MountRecord, source: &BackupSource) {

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use common::config::Secret;
 use common::ids::{BackupLabel, RepositoryName};
-use common::messages::{BackupList, BackupListed, ListedArchive, ListedRestoreInterval, WalGap};
+use common::messages::{
+    BackupList, BackupListed, ListedArchive, ListedKind, ListedRestoreInterval, WalGap,
+};
 use common::problem::{ErrorCode, Problem};
 use jiff::Timestamp;
 use repository::barman::open_barman;
@@ -129,14 +131,11 @@ pub fn list(
             Ok((open, points))
         });
         match found {
-            Ok((open, points)) => {
-                list.truncated |= points.truncated;
-                for point in points.restore_points.iter().take(LISTED_MAX) {
-                    let archive = archive_of(&*open, point).unwrap_or_else(|error| {
-                        let problem = problem_of(name, &error);
-                        list.problems.push(about(&point.label, problem));
-                        None
-                    });
+            Ok((open, mut points)) => {
+                list.truncated |= points.truncated || points.restore_points.len() > LISTED_MAX;
+                points.restore_points.truncate(LISTED_MAX);
+                let archived = archived(name, &*open, &points.restore_points, &mut list.problems);
+                for (point, archive) in points.restore_points.iter().zip(archived) {
                     list.backups.extend(listed(name, point, archive.as_ref()));
                 }
                 list.problems.extend(
@@ -160,15 +159,28 @@ fn about(label: &str, problem: Problem) -> Problem {
     Problem::new(problem.code, message, problem.remedy)
 }
 
-/// What the repository's archive has of WAL for a backup.
-fn archive_of(
+/// What the repository's archive has of WAL for each backup.
+fn archived(
+    name: &RepositoryName,
     repository: &dyn Repository,
-    point: &RestorePoint,
-) -> Result<Option<ShownWal>, RepositoryError> {
-    match repository.wal_archive(point)? {
-        Some(archive) => archive.look(),
-        None => Ok(None),
-    }
+    points: &[RestorePoint],
+    problems: &mut Vec<Problem>,
+) -> Vec<Option<ShownWal>> {
+    let archives = repository.wal_archives(points).unwrap_or_else(|error| {
+        problems.push(problem_of(name, &error));
+        points.iter().map(|_| Ok(None)).collect()
+    });
+    let looks = points.iter().zip(archives).map(|(point, archive)| {
+        let look = archive.and_then(|archive| match archive {
+            Some(archive) => archive.look(),
+            None => Ok(None),
+        });
+        look.unwrap_or_else(|error| {
+            problems.push(about(&point.label, problem_of(name, &error)));
+            None
+        })
+    });
+    looks.collect()
 }
 
 fn listed(
@@ -182,8 +194,15 @@ fn listed(
         // A directory whose name cannot be a label cannot be asked for either.
         label: BackupLabel::new(point.label.clone()).ok()?,
         format: format_of(point),
+        kind: Some(kind_of(point)),
+        references: point
+            .references
+            .iter()
+            .filter_map(|label| BackupLabel::new(label.clone()).ok())
+            .collect(),
         postgresql_major: point.postgresql_major,
         started_at: point.started_at,
+        stopped_at: point.stopped_at,
         size_bytes: point.size_bytes,
         file_count: point.file_count,
         tablespace_count: u32::try_from(point.tablespaces.len()).unwrap_or(u32::MAX),
@@ -195,6 +214,7 @@ fn listed(
             to: None,
             archive: archive.and_then(listed_archive),
         }),
+        slow_layout: point.slow_layout.as_ref().map(ToString::to_string),
     })
 }
 
@@ -215,18 +235,23 @@ pub fn gap_of(gap: &repository::WalGap) -> WalGap {
     }
 }
 
+fn kind_of(point: &RestorePoint) -> ListedKind {
+    match point.kind {
+        BackupKind::Full => ListedKind::Full,
+        BackupKind::Differential => ListedKind::Diff,
+        BackupKind::Incremental => ListedKind::Incr,
+    }
+}
+
 /// The format, with the kind where a backup may stand on others.
 fn format_of(point: &RestorePoint) -> String {
-    let kind = match (point.format, point.kind) {
+    match (point.format, point.kind) {
         (
             BackupFormat::PgBasebackupPlain
             | BackupFormat::PgBasebackupTar
             | BackupFormat::PgBasebackupCompressedTar(_),
             BackupKind::Full,
-        ) => return point.format.to_string(),
-        (_, BackupKind::Full) => "full",
-        (_, BackupKind::Differential) => "diff",
-        (_, BackupKind::Incremental) => "incr",
-    };
-    format!("{} {kind}", point.format)
+        ) => point.format.to_string(),
+        (format, _) => format!("{format} {}", kind_of(point).name()),
+    }
 }

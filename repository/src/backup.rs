@@ -19,9 +19,19 @@ pub trait Repository: Send + Sync + fmt::Debug {
     /// Opens one backup: builds its tree, checks it against its manifest, reads no contents.
     fn open(&self, which: BackupChoice<'_>) -> Result<Arc<dyn Backup>, RepositoryError>;
 
-    /// The archive of WAL that recovery of one of the backups can go on with; none where the repository has no archive.
-    fn wal_archive(&self, point: &RestorePoint) -> Result<Option<WalArchive>, RepositoryError>;
+    /// The archive of WAL that recovery of each of these backups can go on with; none where the repository has no archive. What they
+    /// have in common is read once, when it is looked at, and not anew after that: for one answer, and not for longer.
+    fn wal_archives(&self, points: &[RestorePoint]) -> Result<WalArchives, RepositoryError>;
+
+    /// The archive of one backup.
+    fn wal_archive(&self, point: &RestorePoint) -> Result<Option<WalArchive>, RepositoryError> {
+        let mut archives = self.wal_archives(std::slice::from_ref(point))?;
+        archives.pop().unwrap_or(Ok(None))
+    }
 }
+
+/// The archive of each backup, in their order.
+pub type WalArchives = Vec<Result<Option<WalArchive>, RepositoryError>>;
 
 /// Which backup to open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 //! it stands. The WAL that its recovery needs is not in it, but in the server's archive.
 
 mod backup_info;
+mod layout;
 mod python_literal;
 mod repository;
 mod server;

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use crate::pg_basebackup::{
     Place, Siblings, Wal, began, describe_backup, looks_like_a_backup, open_backup,
 };
-use crate::wal_archive::WalDirectory;
+use crate::wal_archive::{WalDirectory, shared};
 use crate::{
     Backup, BackupChoice, OpenOptions, Repository, RepositoryError, RestorePoint, RestorePoints,
-    WalArchive,
+    WalArchive, WalArchives,
 };
 
 /// Opens a repository: a directory that is one backup, or whose children are. The label of a backup is its directory's name.
@@ -191,7 +191,9 @@ fn age(point: &RestorePoint) -> impl Ord + use<'_> {
 
 impl Repository for DirectoryRepository {
     fn restore_points(&self) -> Result<RestorePoints, RepositoryError> {
-        let (places, truncated) = self.places()?;
+        let (mut places, truncated) = self.places()?;
+        // Those of one chain mostly stand together then, and none is opened for each of them.
+        places.sort_by(|a, b| a.label.cmp(&b.label));
         let siblings = self.siblings();
         let mut found = RestorePoints {
             truncated,
@@ -215,12 +217,16 @@ impl Repository for DirectoryRepository {
         }
     }
 
-    fn wal_archive(&self, point: &RestorePoint) -> Result<Option<WalArchive>, RepositoryError> {
-        let Some(path) = &self.options.wal_archive else {
-            return Ok(None);
+    fn wal_archives(&self, points: &[RestorePoint]) -> Result<WalArchives, RepositoryError> {
+        let storage = match &self.options.wal_archive {
+            Some(path) => Some(shared(Arc::new(WalDirectory::open(path)?), points)),
+            None => None,
         };
-        let storage = Arc::new(WalDirectory::open(path)?);
-        let store = self.options.decoded_store();
-        Ok(Some(WalArchive::new(storage, store, point, None)))
+        let archives = points.iter().map(|point| {
+            let storage = storage.clone();
+            let store = self.options.decoded_store();
+            Ok(storage.map(|storage| WalArchive::new(storage, store, point, None)))
+        });
+        Ok(archives.collect())
     }
 }

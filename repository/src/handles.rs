@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::RepositoryError;
@@ -11,7 +12,7 @@ use crate::storage::StorageFile;
 #[derive(Debug)]
 pub(crate) struct Handles<K> {
     open: Mutex<Open<K>>,
-    count_max: usize,
+    count_max: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -30,8 +31,13 @@ impl<K: Copy + Eq + Hash> Handles<K> {
                 identities: HashMap::new(),
                 clock: 0,
             }),
-            count_max: count_max.max(1),
+            count_max: AtomicUsize::new(count_max.max(1)),
         }
+    }
+
+    /// Keeps so many open from now on; what is open already is closed as it makes room.
+    pub(crate) fn keep_at_most(&self, count_max: usize) {
+        self.count_max.store(count_max.max(1), Ordering::Relaxed);
     }
 
     /// The open file of this number, opened now if need be; `path` is what is read, for errors.
@@ -60,10 +66,13 @@ impl<K: Copy + Eq + Hash> Handles<K> {
         {
             return Err(RepositoryError::unreadable(path, "open", file.changed()));
         }
-        if held.files.len() >= self.count_max {
+        let count_max = self.count_max.load(Ordering::Relaxed);
+        while held.files.len() >= count_max {
             let oldest = held.files.iter().min_by_key(|(_, (used_at, _))| *used_at);
-            let oldest = oldest.map(|(number, _)| *number);
-            oldest.and_then(|number| held.files.remove(&number));
+            let Some(oldest) = oldest.map(|(number, _)| *number) else {
+                break;
+            };
+            held.files.remove(&oldest);
         }
         let clock = held.clock;
         held.files.insert(number, (clock, Arc::clone(&file)));

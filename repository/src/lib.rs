@@ -29,6 +29,7 @@ mod wal_archive;
 
 pub use backup::{
     Backup, BackupChoice, BackupKind, CorruptFile, Repository, VerifyProgress, VerifyReport,
+    WalArchives,
 };
 pub use checksums::Standing;
 pub use decoded::{DecodedLimits, DecodedStore};
@@ -37,7 +38,8 @@ pub use error::{RepositoryError, RepositoryErrorKind};
 pub use lsn::{InvalidLsn, Lsn};
 pub use options::{Limits, OpenOptions};
 pub use restore_point::{
-    BackupFormat, RecoverableInterval, RestorePoint, RestorePoints, Tablespace, Verification,
+    BackupFormat, RecoverableInterval, RestorePoint, RestorePoints, SlowLayout, Tablespace,
+    Verification,
 };
 pub use seekable::Codec;
 #[doc(hidden)]

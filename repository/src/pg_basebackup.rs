@@ -6,6 +6,8 @@ mod chain;
 mod combined;
 mod control;
 mod increment;
+mod last_chain;
+mod layout;
 mod manifest;
 mod opened;
 mod plain;
@@ -21,6 +23,8 @@ pub use manifest::{MANIFEST, Manifest, ManifestFile, OnFile, WalRange, read_mani
 pub use tablespace_map::parse_tablespace_map;
 pub use tar_index::{Member, MemberKind, ReadAt, read_tar_index};
 
+#[cfg(test)]
+pub(crate) use layout::slow_layout;
 pub(crate) use opened::{
     Place, TablespaceDirectory, Wal, describe_backup, looks_like_a_backup, open_backup,
     segment_name,

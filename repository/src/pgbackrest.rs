@@ -13,6 +13,7 @@ mod compression;
 mod content;
 mod info_file;
 mod label;
+mod layout;
 mod manifest;
 mod opened;
 mod passphrase;

@@ -35,6 +35,23 @@ pub struct RestorePoint {
     pub system_identifier: Option<u64>,
     /// Whether its contents are checked while they are read.
     pub verification: Verification,
+    /// Why its pages are slow to read at random; absent where they are not.
+    pub slow_layout: Option<SlowLayout>,
+}
+
+/// Why the pages of a backup are slow to read at random, as its files are stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlowLayout {
+    /// What is slow: a clause.
+    pub reason: String,
+    /// The setting of the backup's tool with which later backups are fast.
+    pub remedy: &'static str,
+}
+
+impl fmt::Display for SlowLayout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.reason, self.remedy)
+    }
 }
 
 /// What made a backup.

@@ -2,7 +2,7 @@
 //! `barman recover` makes of those.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use tempfile::TempDir;
@@ -44,6 +44,14 @@ pub struct Stage {
 impl Stage {
     /// Makes a cluster with a tablespace, and has it archive to each server.
     pub fn new(program: PathBuf, installation: &Installation) -> Result<Self> {
+        let mut cluster = TestPostgres::start_new(installation)?;
+        cluster.create_tablespace("one")?;
+        Self::of(program, cluster, Path::new("/var/tmp"))
+    }
+
+    /// The same for a cluster that there is already, with its tablespace `one`; what is made for it lies below `parent`, to which the
+    /// OS user must get through.
+    pub fn of(program: PathBuf, cluster: TestPostgres, parent: &Path) -> Result<Self> {
         anyhow::ensure!(
             program.exists(),
             "{} is not installed; ./test installs it",
@@ -51,10 +59,8 @@ impl Stage {
         );
         let directory = tempfile::Builder::new()
             .prefix("pginstant-barman-")
-            .tempdir_in("/var/tmp")?;
+            .tempdir_in(parent)?;
         give_to_postgres(directory.path())?;
-        let mut cluster = TestPostgres::start_new(installation)?;
-        cluster.create_tablespace("one")?;
         let mut stage = Self {
             program,
             cluster,

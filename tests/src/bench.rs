@@ -1,7 +1,8 @@
 //! `./bench`: what the product is compared to, measured in turns with it on the same machine.
 //!
 //! [`line`] is a line of the table and what is wanted of it, [`plan`] every line and the sizes, [`stage`] what all measurements
-//! need (backups, a system, native instances). Each other module measures the lines of one [`plan::Group`].
+//! need (backups, a system, native instances). Each other module measures the lines of one [`plan::Group`]; those about repositories of
+//! other tools are in [`repositories`].
 
 mod base_backup;
 mod commands;
@@ -10,6 +11,7 @@ mod first_query;
 pub mod line;
 mod memory;
 pub mod plan;
+mod repositories;
 mod scan;
 mod server;
 pub mod stage;
@@ -23,6 +25,7 @@ use anyhow::Result;
 
 use line::Ledger;
 use plan::Group;
+pub use repositories::memory::memory_of;
 use stage::Stage;
 
 /// Measures every line that the ledger wants, group by group; gives the groups that failed with the reason.
@@ -50,5 +53,8 @@ async fn measure(group: Group, stage: &mut Stage, ledger: &mut Ledger) -> Result
         Group::Switchover => switchover::measure(stage, ledger).await,
         Group::Memory => memory::measure(stage, ledger).await,
         Group::Commands => commands::measure(stage, ledger).await,
+        Group::RepositoryFirstQuery => repositories::first_query::measure(stage, ledger).await,
+        Group::RepositoryReads => repositories::reads::measure(stage, ledger),
+        Group::RepositoryMemory => repositories::memory::measure(stage, ledger),
     }
 }

@@ -66,6 +66,27 @@ pub struct RepositoryKind {
     pub is_encrypted: bool,
 }
 
+/// What a stage is made of.
+#[derive(Debug)]
+pub struct Setting<'a> {
+    /// The cluster, which runs.
+    pub cluster: TestPostgres,
+    /// Where the repositories are made; the OS user must get through to it.
+    pub parent: &'a Path,
+}
+
+impl Setting<'_> {
+    /// A cluster of its own, with a tablespace.
+    fn new(installation: &Installation) -> Result<Self> {
+        let mut cluster = TestPostgres::start_new(installation)?;
+        cluster.create_tablespace("one")?;
+        Ok(Self {
+            cluster,
+            parent: Path::new("/var/tmp"),
+        })
+    }
+}
+
 /// A cluster and its repositories; all of it goes away with the test.
 #[derive(Debug)]
 pub struct Stage {
@@ -80,7 +101,12 @@ pub struct Stage {
 impl Stage {
     /// Makes a cluster with a tablespace, and a stanza for it in each repository.
     pub fn new(tool: &Tool, installation: &Installation, kinds: &[RepositoryKind]) -> Result<Self> {
-        Self::make(tool, installation, kinds, None)
+        Self::of(tool, Setting::new(installation)?, kinds)
+    }
+
+    /// The same for a cluster that there is already, with what is in it.
+    pub fn of(tool: &Tool, setting: Setting<'_>, kinds: &[RepositoryKind]) -> Result<Self> {
+        Self::make(tool, setting, kinds, None)
     }
 
     /// The same with one repository in an object store, which these lines of the configuration describe.
@@ -90,27 +116,27 @@ impl Stage {
         kind: RepositoryKind,
         store_lines: &str,
     ) -> Result<Self> {
-        Self::make(tool, installation, &[kind], Some(store_lines.to_owned()))
+        let setting = Setting::new(installation)?;
+        Self::make(tool, setting, &[kind], Some(store_lines.to_owned()))
     }
 
     fn make(
         tool: &Tool,
-        installation: &Installation,
+        setting: Setting<'_>,
         kinds: &[RepositoryKind],
         store_lines: Option<String>,
     ) -> Result<Self> {
         let directory = tempfile::Builder::new()
             .prefix("pginstant-pgbackrest-")
-            .tempdir_in("/var/tmp")?;
+            .tempdir_in(setting.parent)?;
         give_to_postgres(directory.path())?;
         let mut stage = Self {
             tool: tool.clone(),
-            cluster: TestPostgres::start_new(installation)?,
+            cluster: setting.cluster,
             directory,
             repository_count: kinds.len(),
             store_lines,
         };
-        stage.cluster.create_tablespace("one")?;
         stage.configure(kinds)?;
         stage.run(&["stanza-create"])?;
         stage.archive()?;
@@ -233,6 +259,16 @@ impl Stage {
 
     /// Restores a backup as it is stored, without settings for recovery, into a directory that goes away.
     pub fn restore(&self, repository: usize, label: &str) -> Result<TempDir> {
+        self.restore_with(repository, label, &["--type=none"])
+    }
+
+    /// Restores a backup as these arguments say: `data` in a directory that goes away.
+    pub fn restore_with(
+        &self,
+        repository: usize,
+        label: &str,
+        arguments: &[&str],
+    ) -> Result<TempDir> {
         let to = tempfile::Builder::new()
             .prefix("restored-")
             .tempdir_in(self.directory.path())?;
@@ -242,14 +278,18 @@ impl Stage {
         }
         give_to_postgres(to.path())?;
         let path = to.path().display();
-        self.run(&[
-            "restore",
-            "--type=none",
-            &format!("--repo={repository}"),
-            &format!("--set={label}"),
-            &format!("--pg1-path={path}/data"),
-            &format!("--tablespace-map-all={path}/tablespaces"),
-        ])?;
+        let place = [
+            format!("--repo={repository}"),
+            format!("--set={label}"),
+            format!("--pg1-path={path}/data"),
+            format!("--tablespace-map-all={path}/tablespaces"),
+        ];
+        let all: Vec<&str> = ["restore"]
+            .into_iter()
+            .chain(place.iter().map(String::as_str))
+            .chain(arguments.iter().copied())
+            .collect();
+        self.run(&all)?;
         Ok(to)
     }
 

@@ -59,7 +59,7 @@ async fn a_session_is_begun_watched_and_ended_from_the_command_line() -> Result<
 
     holds(
         &ends(&system, 0, &["backups"]).await?,
-        &["REPOSITORY", "main", "monday", "15"],
+        &["repository main", "monday  full", "15"],
     )?;
     let list = system.explorer_json(&["backups"]).await?;
     ensure!(list.len() == 1, "one object a line: {list:?}");

@@ -207,6 +207,10 @@ fn a_chain_of_incremental_backups_reads_as_pg_combinebackup_writes_it() {
         .collect();
     assert_eq!(labels, ["three", "two", "one", "full"]);
     assert!(listed.problems.is_empty());
+    // Listed together, as each is when it is opened by itself.
+    for point in &listed.restore_points {
+        assert_eq!(*point, *stage.open(&point.label).restore_point());
+    }
 
     damage_is_found(&stage);
     what_is_missing_is_said(&stage);

@@ -241,6 +241,8 @@ fn compare_set(
     count: usize,
 ) {
     let mut random = StdRng::seed_from_u64(seed());
+    let is_decoded = kind.is_encrypted || compression != "none";
+    let is_slow = is_decoded && kind.layout != Layout::Blocks;
     let compression = format!("--compress-type={compression}");
     let types = [
         ("--type=full", BackupKind::Full),
@@ -268,6 +270,8 @@ fn compare_set(
         println!("{kind:?} {compression} {label}");
         let backup = open(stage, number, kind.is_encrypted, &label);
         check_restore_point(&*backup, backup_kind, &taken, 15);
+        let slow = backup.restore_point().slow_layout.as_ref();
+        assert_eq!(slow.is_some(), is_slow, "{slow:?}");
         taken.push(label);
     }
     let before = state_of(&stage.repository(number)).unwrap();

@@ -106,8 +106,20 @@ async fn a_compressed_tar_backup_is_listed_and_published_without_a_trace() -> Re
     let system = TestSystem::start(directory.path()).await?;
     let listed = system.explorer(&["backups"]).await?;
     let listed = String::from_utf8(listed.stdout)?;
-    ensure!(listed.contains("pg_basebackup tar, gzip"), "{listed}");
-    publish_read_write_unpublish(&system, &directory.path().join("monday"), "monday").await
+    for text in [
+        "pg_basebackup tar, gzip",
+        "monday: pages are slow to read at random",
+    ] {
+        ensure!(listed.contains(text), "{text} is not in:\n{listed}");
+    }
+    publish_read_write_unpublish(&system, &directory.path().join("monday"), "monday").await?;
+    let events = system.explorer(&["events"]).await?;
+    let events = String::from_utf8(events.stdout)?;
+    ensure!(
+        events.contains("warning: backup monday: pages are slow to read at random"),
+        "{events}"
+    );
+    Ok(())
 }
 
 #[tokio::test]
@@ -153,7 +165,9 @@ async fn an_incremental_backup_is_listed_and_published_without_a_trace() -> Resu
     let system = TestSystem::start_with(directory.path(), options).await?;
     let listed = system.explorer(&["backups"]).await?;
     let listed = String::from_utf8(listed.stdout)?;
-    ensure!(listed.contains("pg_basebackup plain incr"), "{listed}");
+    for text in ["incr  pg_basebackup plain", "incremental needs full"] {
+        ensure!(listed.contains(text), "{text} is not in:\n{listed}");
+    }
     publish_read_write_unpublish(&system, directory.path(), "incremental").await
 }
 
@@ -176,10 +190,7 @@ async fn backups_of_barman_are_listed_and_published_without_a_trace() -> Result<
         let system = TestSystem::start_with(&path, options).await?;
         let listed = system.explorer(&["backups"]).await?;
         let listed = String::from_utf8(listed.stdout)?;
-        ensure!(
-            listed.contains("Barman full") && listed.contains(&id),
-            "{listed}"
-        );
+        ensure!(listed.contains(&format!("{id}  full  Barman")), "{listed}");
         publish_read_write_unpublish(&system, &path, &id).await?;
     }
     Ok(())
@@ -213,7 +224,8 @@ async fn a_backup_of_pgbackrest_is_listed_and_published_without_a_trace() -> Res
     let system = TestSystem::start_with(&repository, options).await?;
     let listed = system.explorer(&["backups"]).await?;
     let listed = String::from_utf8(listed.stdout)?;
-    for text in [&full, &label, "pgBackRest full", "pgBackRest incr"] {
+    let needs = format!("{label} needs {full}");
+    for text in [&*needs, "full  pgBackRest", "incr  pgBackRest"] {
         ensure!(listed.contains(text), "{text} is not in:\n{listed}");
     }
     publish_read_write_unpublish(&system, &repository, &label).await?;
@@ -248,7 +260,7 @@ async fn a_backup_in_s3_is_listed_and_published_without_a_trace() -> Result<()> 
     let system = TestSystem::start_with(Path::new(&path), options).await?;
     let listed = system.explorer(&["backups"]).await?;
     let listed = String::from_utf8(listed.stdout)?;
-    for text in [&*label, "pgBackRest full"] {
+    for text in [&*label, "full  pgBackRest", "repo-block=y"] {
         ensure!(listed.contains(text), "{text} is not in:\n{listed}");
     }
     publish_read_write_unpublish(&system, &server.bucket(), &label).await?;

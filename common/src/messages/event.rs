@@ -420,6 +420,9 @@ pub enum WarningCode {
     CleanupFailed,
     /// The file system runs without its fastest mode; the text says why.
     SlowerMode,
+    /// As the backup's files are stored, its pages are slow to read at random; the text says which setting of the backup's tool makes
+    /// later ones fast.
+    SlowLayout,
 }
 
 /// Something that people should know about began.

@@ -64,11 +64,20 @@ pub struct BackupListed {
     /// Its format: `pg_basebackup plain`, `pg_basebackup tar`, `pg_basebackup tar, gzip` (`lz4`, `zstd`; each also with `incr`),
     /// `pgBackRest full` (`diff`, `incr`), `Barman full` (`incr`).
     pub format: String,
+    /// Whether it stands on others.
+    #[serde(default)]
+    pub kind: Option<ListedKind>,
+    /// The backups that it stands on, oldest first.
+    #[serde(default)]
+    pub references: Vec<BackupLabel>,
     /// PostgreSQL's major version, from `PG_VERSION`.
     pub postgresql_major: u32,
     /// When it was begun.
     #[serde(default)]
     pub started_at: Option<Timestamp>,
+    /// When it was finished, where the format tells it.
+    #[serde(default)]
+    pub stopped_at: Option<Timestamp>,
     /// Size of its files, in bytes.
     pub size_bytes: u64,
     /// How many files it has.
@@ -78,6 +87,33 @@ pub struct BackupListed {
     /// What it can be recovered to.
     #[serde(default)]
     pub recoverable: Option<ListedRestoreInterval>,
+    /// Why its pages are slow to read at random, and which setting of the backup's tool makes later ones fast: one sentence; absent where
+    /// they are not slow.
+    #[serde(default)]
+    pub slow_layout: Option<String>,
+}
+
+/// Whether a backup stands on others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ListedKind {
+    /// On none.
+    Full,
+    /// On a full one.
+    Diff,
+    /// On any of its set.
+    Incr,
+}
+
+impl ListedKind {
+    /// Its name, as messages have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Diff => "diff",
+            Self::Incr => "incr",
+        }
+    }
 }
 
 /// The interval of states that a backup can be recovered to.

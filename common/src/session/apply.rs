@@ -510,7 +510,7 @@ pub(super) fn warn(
     }
     state.warnings.insert(code, text.clone());
     let severity = match code {
-        WarningCode::SlowerMode => Severity::Info,
+        WarningCode::SlowerMode | WarningCode::SlowLayout => Severity::Info,
         WarningCode::CacheSpaceLow | WarningCode::BaseUnreachable | WarningCode::CleanupFailed => {
             Severity::Warning
         }

@@ -41,6 +41,12 @@ pub(crate) fn time(at: Timestamp, zone: &TimeZone) -> String {
     zoned.strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
+/// The time of the day in the zone, to the second.
+pub(crate) fn time_of_day(at: Timestamp, zone: &TimeZone) -> String {
+    let zoned = at.to_zoned(zone.clone());
+    zoned.strftime("%H:%M:%S").to_string()
+}
+
 /// A value, or the sign for none.
 pub(crate) fn or_nothing<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(|| NOTHING.to_owned(), |value| value.to_string())

@@ -2,8 +2,9 @@
 
 use common::bus::IncomingMessage;
 use common::messages::{
-    BackupList, BackupListed, CacheStatistics, ListedRestoreInterval, Mounted, Published,
-    SessionKind, SessionStatus, SessionSummary, Step, StepTiming, Waiting,
+    BackupList, BackupListed, CacheStatistics, ListedArchive, ListedKind, ListedRestoreInterval,
+    Mounted, Published, SessionKind, SessionStatus, SessionSummary, Step, StepTiming, Waiting,
+    WalGap,
 };
 use common::problem::{ErrorCode, Problem};
 
@@ -110,8 +111,11 @@ pub(crate) fn backup_list() -> BackupList {
         repository: "main".parse().unwrap(),
         label: "base_2026-11-20".parse().unwrap(),
         format: "pg_basebackup plain".into(),
+        kind: Some(ListedKind::Full),
+        references: Vec::new(),
         postgresql_major: 15,
         started_at: Some("2026-11-20T01:00:00Z".parse().unwrap()),
+        stopped_at: None,
         size_bytes: 3 << 29,
         file_count: 1204,
         tablespace_count: 1,
@@ -122,10 +126,12 @@ pub(crate) fn backup_list() -> BackupList {
             to: None,
             archive: None,
         }),
+        slow_layout: None,
     };
     let second = BackupListed {
         label: "old".parse().unwrap(),
         format: "pg_basebackup tar".into(),
+        kind: None, // of a service that does not tell it
         postgresql_major: 14,
         started_at: None,
         size_bytes: 10_240,
@@ -134,8 +140,9 @@ pub(crate) fn backup_list() -> BackupList {
         recoverable: None,
         ..first.clone()
     };
+    let [incremental, full] = of_pgbackrest(&first);
     BackupList {
-        backups: vec![first, second],
+        backups: vec![first, second, incremental, full],
         problems: vec![Problem::new(
             ErrorCode::UnreadableBackup,
             "repository cold: no such directory",
@@ -143,6 +150,50 @@ pub(crate) fn backup_list() -> BackupList {
         )],
         truncated: false,
     }
+}
+
+/// The longest label that there is, and the one that it stands on.
+fn of_pgbackrest(of: &BackupListed) -> [BackupListed; 2] {
+    let archive = ListedArchive {
+        last_segment: "000000010000000000000005".into(),
+        timeline: 1,
+        archived_at: Some("2026-11-22T01:02:00Z".parse().unwrap()),
+        gap: None,
+    };
+    let recoverable = |gap| ListedRestoreInterval {
+        from_lsn: "0/2000100".into(),
+        to_lsn: "0/6000000".into(),
+        from: None,
+        to: None,
+        archive: Some(ListedArchive {
+            gap,
+            ..archive.clone()
+        }),
+    };
+    let full = BackupListed {
+        repository: "rest".parse().unwrap(),
+        label: "20261120-010000F".parse().unwrap(),
+        format: "pgBackRest full".into(),
+        stopped_at: Some("2026-11-20T01:30:00Z".parse().unwrap()),
+        recoverable: Some(recoverable(Some(WalGap {
+            first_missing: "000000010000000000000006".into(),
+            next: "000000010000000000000008".into(),
+        }))),
+        slow_layout: Some("pages are slow to read at random; set repo-block=y".into()),
+        ..of.clone()
+    };
+    let incremental = BackupListed {
+        label: "20261120-010000F_20261121-230000I".parse().unwrap(),
+        format: "pgBackRest incr".into(),
+        kind: Some(ListedKind::Incr),
+        references: vec![full.label.clone()],
+        started_at: Some("2026-11-21T23:00:00Z".parse().unwrap()),
+        stopped_at: Some("2026-11-21T23:59:59Z".parse().unwrap()),
+        size_bytes: (1 << 40) - 1,
+        recoverable: Some(recoverable(None)),
+        ..full.clone()
+    };
+    [incremental, full]
 }
 
 pub(crate) fn parked() -> IncomingMessage {

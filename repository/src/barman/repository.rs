@@ -4,14 +4,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::backup_info::{BackupInfo, Status};
+use super::layout::slow_layout;
 use super::server::{Server, is_backup_id};
 use super::wal::{WalRange, find_wal};
 use super::wal_storage::BarmanWal;
 use super::with_wal::{BackupWithWal, Parts};
 use crate::pg_basebackup::{Place, Siblings, TablespaceDirectory, Wal, open_backup};
+use crate::wal_archive::shared;
 use crate::{
     Backup, BackupChoice, BackupFormat, OpenOptions, Repository, RepositoryError, RestorePoint,
-    RestorePoints, WalArchive,
+    RestorePoints, WalArchive, WalArchives,
 };
 
 /// Opens a server of Barman: its directory below `barman_home`, or that one if it has no other server.
@@ -106,6 +108,7 @@ impl BarmanRepository {
             );
             return Err(RepositoryError::corrupt("backup_label", reason));
         }
+        restore_point.slow_layout = restore_point.slow_layout.map(slow_layout);
         restore_point.format = BackupFormat::Barman;
         restore_point.started_at = info.started_at.or(restore_point.started_at);
         restore_point.stopped_at = info.stopped_at;
@@ -174,15 +177,14 @@ impl Repository for BarmanRepository {
         Err(problem.unwrap_or_else(|| self.unknown("backup".into())))
     }
 
-    fn wal_archive(&self, point: &RestorePoint) -> Result<Option<WalArchive>, RepositoryError> {
-        let segment_bytes = self.usable(&point.label)?.segment_bytes;
-        let storage = Arc::new(BarmanWal::of(&self.server));
-        let store = self.options.decoded_store();
-        Ok(Some(WalArchive::new(
-            storage,
-            store,
-            point,
-            Some(segment_bytes),
-        )))
+    fn wal_archives(&self, points: &[RestorePoint]) -> Result<WalArchives, RepositoryError> {
+        let storage = shared(Arc::new(BarmanWal::of(&self.server)), points);
+        let archives = points.iter().map(|point| {
+            let segment_bytes = self.usable(&point.label)?.segment_bytes;
+            let (storage, store) = (Arc::clone(&storage), self.options.decoded_store());
+            let archive = WalArchive::new(storage, store, point, Some(segment_bytes));
+            Ok(Some(archive))
+        });
+        Ok(archives.collect())
     }
 }

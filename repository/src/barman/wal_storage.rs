@@ -35,7 +35,7 @@ impl BarmanWal {
 }
 
 impl WalStorage for BarmanWal {
-    fn list(&self, from: Lsn) -> Result<ArchiveNames, RepositoryError> {
+    fn list(&self, from: Lsn) -> Result<Arc<ArchiveNames>, RepositoryError> {
         let mut found = ArchiveNames::default();
         for name in self.server.names("wals")? {
             if !may_hold(&name, from) {
@@ -51,7 +51,7 @@ impl WalStorage for BarmanWal {
         for file in self.server.names("streaming")? {
             found.add(file.strip_suffix(PARTIAL).unwrap_or(&file))?;
         }
-        Ok(found)
+        Ok(Arc::new(found))
     }
 
     /// What is streamed becomes archived at any time, under the same name.

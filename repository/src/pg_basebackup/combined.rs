@@ -39,7 +39,7 @@ const OPEN_FILES_MIN: usize = 4;
 #[derive(Debug)]
 pub(crate) struct Combined {
     /// Newest first.
-    layers: Vec<Layer>,
+    layers: Vec<Arc<Stored>>,
     view: View,
     restore_point: RestorePoint,
     store: Arc<DecodedStore>,
@@ -48,7 +48,7 @@ pub(crate) struct Combined {
 
 impl Combined {
     pub(crate) fn open(
-        newest: Stored,
+        newest: Arc<Stored>,
         siblings: &Siblings<'_>,
         options: &OpenOptions,
     ) -> Result<Self, RepositoryError> {
@@ -61,21 +61,29 @@ impl Combined {
         let mut restore_point = newest.restore_point();
         let mut chain = vec![newest];
         for place in &places {
-            let stored = Stored::open(place, options);
+            let last = siblings.opened_last();
+            let stored = last.get(&place.label, || Stored::open(place, options));
             chain.push(stored.map_err(|error| error.in_backup(&place.label, "backup_label"))?);
         }
         check_clusters(&chain)?;
+        // What is slow in one of them is slow in the whole.
+        let slow = chain.iter().find_map(|stored| stored.facts.slow_layout());
+        restore_point.slow_layout = slow;
         let verification = weakest(chain.iter().map(|stored| stored.facts.verification));
-        let mut layers: Vec<_> = chain.into_iter().map(|stored| stored.layer).collect();
-        let open_files = options.limits.open_file_count / layers.len().max(1);
-        for layer in &mut layers {
-            layer.content.keep_open(open_files.max(OPEN_FILES_MIN));
+        let labelled = chain
+            .iter()
+            .map(|stored| (stored.layer.label.clone(), Arc::clone(stored)));
+        siblings.opened_last().keep(labelled);
+        let open_files = options.limits.open_file_count / chain.len().max(1);
+        for stored in &chain {
+            let content = &stored.layer.content;
+            content.keep_open(open_files.max(OPEN_FILES_MIN));
         }
-        let label = match layers.first() {
-            Some(newest) => newest.content.read_small("backup_label")?,
+        let label = match chain.first() {
+            Some(newest) => newest.layer.content.read_small("backup_label")?,
             None => None,
         };
-        let view = View::of(&layers, without_parent(&label.unwrap_or_default()), options)?;
+        let view = View::of(&chain, without_parent(&label.unwrap_or_default()), options)?;
         restore_point.kind = BackupKind::Incremental;
         restore_point.references = places
             .iter()
@@ -88,7 +96,7 @@ impl Combined {
         let store = options.decoded_store();
         Ok(Self {
             owner: store.new_owner(),
-            layers,
+            layers: chain,
             view,
             restore_point,
             store,
@@ -100,7 +108,8 @@ impl Combined {
     }
 
     fn layer(&self, part: Part) -> Result<&Layer, RepositoryError> {
-        let layer = self.layers.get(usize::from(part.layer));
+        let stored = self.layers.get(usize::from(part.layer));
+        let layer = stored.map(|stored| &stored.layer);
         layer.ok_or_else(|| RepositoryError::corrupt("backup_label", "names no such backup"))
     }
 
@@ -200,7 +209,8 @@ impl Backup for Combined {
 
     fn corrupt_files(&self) -> Vec<CorruptFile> {
         let mut corrupt = Vec::new();
-        for layer in &self.layers {
+        for stored in &self.layers {
+            let layer = &stored.layer;
             for found in layer.corrupt_files() {
                 let stored = layer.content.describe(found.file);
                 if let Some(file) = stored.ok().and_then(|(path, _)| self.view.shown_as(path)) {
@@ -272,7 +282,7 @@ fn weakest(verifications: impl Iterator<Item = Verification>) -> Verification {
 
 /// Each backup has to be of the same cluster, and that has to have had page checksums all the time or never: a page that was not
 /// changed since would else be found wrong, or not be looked at.
-fn check_clusters(chain: &[Stored]) -> Result<(), RepositoryError> {
+fn check_clusters(chain: &[Arc<Stored>]) -> Result<(), RepositoryError> {
     let mut first = None;
     for stored in chain {
         let label = &stored.layer.label;

@@ -130,15 +130,19 @@ fn open_anew(
     wal: Wal,
     options: &OpenOptions,
 ) -> Result<Arc<dyn Backup>, RepositoryError> {
-    let stored = Stored::open(place, options)?;
+    let last = siblings.opened_last();
+    let stored = last.get(&place.label, || Stored::open(place, options))?;
     if wal == Wal::InBackup {
         stored.check_wal()?;
     }
     match stored.facts.begins.incremental_from {
-        None => Ok(Arc::new(OpenedBackup {
-            restore_point: stored.restore_point(),
-            layer: stored.layer,
-        })),
+        None => {
+            last.keep([(place.label.clone(), Arc::clone(&stored))]);
+            Ok(Arc::new(OpenedBackup {
+                restore_point: stored.restore_point(),
+                stored,
+            }))
+        }
         Some(_) => {
             let combined = Combined::open(stored, siblings, options)?;
             Ok(Arc::new(combined))
@@ -242,8 +246,8 @@ impl Content {
     }
 
     /// Keeps fewer files open from now on.
-    pub(crate) fn keep_open(&mut self, count_max: usize) {
-        self.handles = Handles::new(count_max);
+    pub(crate) fn keep_open(&self, count_max: usize) {
+        self.handles.keep_at_most(count_max);
     }
 
     fn format(&self) -> BackupFormat {
@@ -429,7 +433,7 @@ impl Layer {
 /// A backup that is shown as it is stored.
 #[derive(Debug)]
 struct OpenedBackup {
-    layer: Layer,
+    stored: Arc<Stored>,
     restore_point: RestorePoint,
 }
 
@@ -439,7 +443,7 @@ impl Backup for OpenedBackup {
     }
 
     fn tree(&self) -> &Tree {
-        &self.layer.content.tree
+        &self.stored.layer.content.tree
     }
 
     fn read_at(
@@ -448,14 +452,14 @@ impl Backup for OpenedBackup {
         offset: u64,
         buffer: &mut [u8],
     ) -> Result<usize, RepositoryError> {
-        self.layer.read_at(file, offset, buffer)
+        self.stored.layer.read_at(file, offset, buffer)
     }
 
     fn corrupt_files(&self) -> Vec<CorruptFile> {
-        self.layer.corrupt_files()
+        self.stored.layer.corrupt_files()
     }
 
     fn standing(&self, file: FileIndex) -> Standing {
-        self.layer.standing(file)
+        self.stored.layer.standing(file)
     }
 }

@@ -8,7 +8,8 @@ use std::sync::OnceLock;
 use super::backup_label::{BackupLabel, SMALL_FILE_BYTES_MAX, parse_backup_label};
 use super::chain::{Known, find_chain};
 use super::control::{CONTROL, CONTROL_BYTES, read_control};
-use super::opened::{Content, Place, began_in_archive, known_of_archive};
+use super::last_chain::LastChain;
+use super::opened::{Content, Place, Stored, began_in_archive, known_of_archive};
 use crate::beneath::{open_file, open_root, read_full_at};
 use crate::{Lsn, OpenOptions, RepositoryError};
 
@@ -22,6 +23,7 @@ pub(crate) struct Siblings<'a> {
     plain: OnceLock<Vec<Sibling<'a>>>,
     /// Apart, because to look into archives takes long.
     archived: OnceLock<Vec<Sibling<'a>>>,
+    opened_last: LastChain<Stored>,
 }
 
 #[derive(Debug, Clone)]
@@ -44,7 +46,13 @@ impl<'a> Siblings<'a> {
             options,
             plain: OnceLock::new(),
             archived: OnceLock::new(),
+            opened_last: LastChain::new(),
         }
+    }
+
+    /// What was opened last.
+    pub(crate) fn opened_last(&self) -> &LastChain<Stored> {
+        &self.opened_last
     }
 
     /// The places of the backups that one stands on, from its parent to the full one.

@@ -46,22 +46,33 @@ pub(crate) struct ArchivedWal {
     pub(crate) passphrase: Option<Passphrase>,
 }
 
+/// What was looked up in the archive for one answer, so that it is not looked up for each backup. It grows with the directories in which
+/// backups have WAL, each of 256 segments of the usual size.
+#[derive(Debug, Default)]
+pub(crate) struct ArchiveListing {
+    /// What opens the archive's files, once it was read; none if it is not encrypted.
+    passphrase: Option<Option<Passphrase>>,
+    directories: BTreeMap<String, Listed>,
+}
+
 /// Most segments of one backup: 64 TiB with the largest segments, 1 TiB with the usual ones.
 const SEGMENT_COUNT_MAX: u64 = 1 << 16;
 
-/// Finds the segments in the archive.
+/// Finds the segments in the archive; `listing` keeps what was looked up.
 pub(crate) fn find_wal(
     stanza: &Stanza,
     range: &WalRange<'_>,
+    listing: &mut ArchiveListing,
 ) -> Result<ArchivedWal, RepositoryError> {
-    let passphrase = archive_passphrase(stanza)?;
-    let mut directories = BTreeMap::new();
-    let first = find_segment(
-        stanza,
-        range.archive_id,
-        range.first_segment,
-        &mut directories,
-    )?;
+    let passphrase = match &listing.passphrase {
+        Some(known) => known.clone(),
+        None => listing
+            .passphrase
+            .insert(archive_passphrase(stanza)?)
+            .clone(),
+    };
+    let directories = &mut listing.directories;
+    let first = find_segment(stanza, range.archive_id, range.first_segment, directories)?;
     let segment_bytes = segment_bytes(stanza, &first, passphrase.as_ref(), range)?;
     let timeline = range.first_segment.get(..8).unwrap_or_default();
     let corrupt = |reason: String| RepositoryError::corrupt(&first.path, reason);
@@ -81,7 +92,7 @@ pub(crate) fn find_wal(
     let mut segments = Vec::new();
     for number in first_number..=last_number {
         let name = segment_name(timeline, Lsn(number * segment_bytes), segment_bytes);
-        let found = find_segment(stanza, range.archive_id, &name, &mut directories)?;
+        let found = find_segment(stanza, range.archive_id, &name, directories)?;
         segments.push(found);
     }
     Ok(ArchivedWal {

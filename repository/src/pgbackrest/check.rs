@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use super::archive::{ArchivedWal, WalRange, find_wal, segment_name};
+use super::archive::{ArchiveListing, ArchivedWal, WalRange, find_wal, segment_name};
 use super::backup_info::{BackupInfo, ListedBackup};
 use super::content::{Content, Parts};
+use super::layout::slow_layout;
 use super::manifest::{BackupWal, Manifest, StoredFile, read_manifest};
 use super::opened::OpenedBackup;
 use super::stanza::Stanza;
@@ -34,7 +35,11 @@ pub(super) struct Opening<'a> {
 }
 
 impl Opening<'_> {
-    pub(super) fn open(&self) -> Result<Arc<dyn Backup>, RepositoryError> {
+    /// Opens it; `listing` keeps what was looked up in the archive, for others that are opened for the same answer.
+    pub(super) fn open(
+        &self,
+        listing: &mut ArchiveListing,
+    ) -> Result<Arc<dyn Backup>, RepositoryError> {
         let path = self
             .stanza
             .backup_path(&format!("{}/backup.manifest", self.label));
@@ -45,7 +50,7 @@ impl Opening<'_> {
                 })?;
         self.check_head(&manifest, &path)?;
         self.check_references(&manifest)?;
-        let wal = self.add_wal(&mut manifest)?;
+        let wal = self.add_wal(&mut manifest, listing)?;
         let Manifest {
             head,
             tree,
@@ -153,7 +158,11 @@ impl Opening<'_> {
 
     /// Shows the WAL that recovery needs in `pg_wal`: from the backup if it was made with `--archive-copy`, else from the
     /// archive.
-    fn add_wal(&self, manifest: &mut Manifest) -> Result<Option<ArchivedWal>, RepositoryError> {
+    fn add_wal(
+        &self,
+        manifest: &mut Manifest,
+        listing: &mut ArchiveListing,
+    ) -> Result<Option<ArchivedWal>, RepositoryError> {
         let head = &manifest.head;
         if has_own_wal(manifest) {
             return Ok(None);
@@ -167,6 +176,7 @@ impl Opening<'_> {
                 stop_lsn: head.wal.stop_lsn,
                 system_identifier: head.system_identifier,
             },
+            listing,
         )?;
         let modified_at_s = head.stopped_at.map_or(0, jiff::Timestamp::as_second);
         for (number, segment) in wal.segments.iter().enumerate() {
@@ -265,6 +275,7 @@ fn restore_point(
             true => Verification::Checksums,
             false => Verification::SizesOnly,
         },
+        slow_layout: slow_layout(content.large_files()),
     })
 }
 

@@ -32,7 +32,8 @@ impl Compression {
         ALL.into_iter().find(|known| known.extension() == extension)
     }
 
-    fn name(self) -> &'static str {
+    /// Its name in pgBackRest's configuration.
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Gz => "gz",

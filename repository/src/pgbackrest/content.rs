@@ -6,6 +6,7 @@ use super::Framing;
 use super::archive::{ArchivedSegment, ArchivedWal};
 use super::blocks::BlockFile;
 use super::compression::Compression;
+use super::layout::LargeFiles;
 use super::manifest::{ManifestHead, NO_REFERENCE, StoredFile, stored_name};
 use super::passphrase::Passphrase;
 use super::stanza::Stanza;
@@ -16,7 +17,7 @@ use crate::bounded_cache::{BoundedCache, CacheKey};
 use crate::decoded::{DecodedRead, DecodedStore};
 use crate::handles::Handles;
 use crate::storage::StorageFile;
-use crate::tree::{FileIndex, Tree, no_such_file, within_file};
+use crate::tree::{EntryKind, FileIndex, Tree, no_such_file, within_file};
 
 /// Largest file that is read and checked whole before any of its bytes is handed on.
 const WHOLE_BYTES_MAX: u64 = 1 << 20;
@@ -230,6 +231,32 @@ impl Content {
             }
         }
         Ok(())
+    }
+
+    /// How large files are stored. WAL is not among them: it is read from beginning to end.
+    pub(super) fn large_files(&self) -> LargeFiles {
+        let compression = self.parts.head.compression;
+        let is_plain = self.decoding(compression, Framing::Standard).is_plain();
+        let files = self.tree().entries().filter_map(|entry| match entry.kind {
+            EntryKind::File { file, size_bytes }
+                if size_bytes > WHOLE_BYTES_MAX && !entry.path.starts_with("pg_wal/") =>
+            {
+                Some(file)
+            }
+            EntryKind::File { .. } | EntryKind::Directory => None,
+        });
+        let mut large = LargeFiles {
+            some_are_whole: false,
+            some_are_in_blocks: false,
+            compression,
+        };
+        for file in files {
+            if let Ok(Placed::Stored(stored)) = self.placed(file) {
+                large.some_are_in_blocks |= stored.is_in_blocks();
+                large.some_are_whole |= !stored.is_in_blocks() && !is_plain;
+            }
+        }
+        large
     }
 
     /// The checksum of a file whose pieces count towards it as they are read: one that is neither decoded nor read whole.

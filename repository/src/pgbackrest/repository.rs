@@ -1,17 +1,21 @@
 //! A stanza as a repository of backups.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::archive::ArchiveListing;
 use super::backup_info::BackupInfo;
 use super::check::Opening;
 use super::passphrase::Passphrase;
 use super::stanza::{Stanza, StanzaOptions};
 use super::wal_storage::PgBackRestWal;
 use crate::storage::Storage;
+use crate::wal_archive::{WalStorage, shared};
 use crate::{
     Backup, BackupChoice, DecodedStore, OpenOptions, Repository, RepositoryError, RestorePoint,
-    RestorePoints, WalArchive,
+    RestorePoints, WalArchive, WalArchives,
 };
 
 /// What is particular to repositories of pgBackRest.
@@ -69,6 +73,7 @@ impl PgBackRestRepository {
         &self,
         info: &BackupInfo,
         label: &str,
+        listing: &mut ArchiveListing,
     ) -> Result<Arc<dyn Backup>, RepositoryError> {
         let listed = info.backups.get(label);
         let listed = listed.ok_or_else(|| self.unknown(format!("backup {label:?}")))?;
@@ -80,7 +85,7 @@ impl PgBackRestRepository {
             limits: self.options.limits,
             store: &self.store,
         }
-        .open()
+        .open(listing)
     }
 
     fn unknown(&self, what: String) -> RepositoryError {
@@ -103,12 +108,13 @@ impl Repository for PgBackRestRepository {
     fn restore_points(&self) -> Result<RestorePoints, RepositoryError> {
         let info = self.stanza.backup_info()?;
         let mut found = RestorePoints::default();
+        let mut listing = ArchiveListing::default();
         for (number, label) in Self::newest_first(&info).into_iter().enumerate() {
             if number == self.options.limits.backup_count {
                 found.truncated = true;
                 break;
             }
-            match self.open_label(&info, label) {
+            match self.open_label(&info, label, &mut listing) {
                 Ok(backup) => found.restore_points.push(backup.restore_point().clone()),
                 Err(error) => found.problems.push((label.to_owned(), error)),
             }
@@ -118,13 +124,14 @@ impl Repository for PgBackRestRepository {
 
     fn open(&self, which: BackupChoice<'_>) -> Result<Arc<dyn Backup>, RepositoryError> {
         let info = self.stanza.backup_info()?;
+        let mut listing = ArchiveListing::default();
         let label = match which {
-            BackupChoice::Label(label) => return self.open_label(&info, label),
+            BackupChoice::Label(label) => return self.open_label(&info, label, &mut listing),
             BackupChoice::Newest => Self::newest_first(&info),
         };
         let mut problem = None;
         for label in label {
-            match self.open_label(&info, label) {
+            match self.open_label(&info, label, &mut listing) {
                 Ok(backup) => return Ok(backup),
                 Err(error) => {
                     problem.get_or_insert(error);
@@ -135,10 +142,25 @@ impl Repository for PgBackRestRepository {
         Err(problem.unwrap_or_else(|| self.unknown("backup".into())))
     }
 
-    fn wal_archive(&self, point: &RestorePoint) -> Result<Option<WalArchive>, RepositoryError> {
+    fn wal_archives(&self, points: &[RestorePoint]) -> Result<WalArchives, RepositoryError> {
         let info = self.stanza.backup_info()?;
-        let storage = PgBackRestWal::of(&self.stanza, &info, &point.label)?;
-        let store = Arc::clone(&self.store);
-        Ok(storage.map(|storage| WalArchive::new(Arc::new(storage), store, point, None)))
+        // Each cluster has an archive of its own.
+        let mut known: BTreeMap<u32, Option<Arc<dyn WalStorage>>> = BTreeMap::new();
+        let archives = points.iter().map(|point| {
+            let Some(listed) = info.backups.get(&point.label) else {
+                return Ok(None);
+            };
+            let storage = match known.entry(listed.db_id) {
+                Entry::Occupied(found) => found.get().clone(),
+                Entry::Vacant(place) => {
+                    let found = PgBackRestWal::of(&self.stanza, &info, &point.label)?;
+                    let found = found.map(|found| shared(Arc::new(found), points));
+                    place.insert(found).clone()
+                }
+            };
+            let store = Arc::clone(&self.store);
+            Ok(storage.map(|storage| WalArchive::new(storage, store, point, None)))
+        });
+        Ok(archives.collect())
     }
 }

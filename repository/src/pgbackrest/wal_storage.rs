@@ -72,7 +72,7 @@ impl PgBackRestWal {
 }
 
 impl WalStorage for PgBackRestWal {
-    fn list(&self, from: Lsn) -> Result<ArchiveNames, RepositoryError> {
+    fn list(&self, from: Lsn) -> Result<Arc<ArchiveNames>, RepositoryError> {
         let mut found = ArchiveNames::default();
         for name in self.names(&self.path(""))? {
             if !may_hold(&name, from) {
@@ -87,7 +87,7 @@ impl WalStorage for PgBackRestWal {
                 }
             }
         }
-        Ok(found)
+        Ok(Arc::new(found))
     }
 
     fn open(&self, name: &str) -> Result<StoredWal, RepositoryError> {

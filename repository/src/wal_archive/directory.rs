@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::names::{ArchiveNames, is_segment};
 use super::storage::{StoredWal, WalStorage};
@@ -48,7 +49,7 @@ fn name_of(file: &str) -> &str {
 }
 
 impl WalStorage for WalDirectory {
-    fn list(&self, _from: Lsn) -> Result<ArchiveNames, RepositoryError> {
+    fn list(&self, _from: Lsn) -> Result<Arc<ArchiveNames>, RepositoryError> {
         let files = self.storage.names("");
         let files = files
             .map_err(|error| RepositoryError::unreadable(self.storage.shown(), "list", error))?;
@@ -56,7 +57,7 @@ impl WalStorage for WalDirectory {
         for file in files {
             names.add(name_of(&file))?;
         }
-        Ok(names)
+        Ok(Arc::new(names))
     }
 
     fn open(&self, name: &str) -> Result<StoredWal, RepositoryError> {

@@ -12,7 +12,7 @@ use crate::{Lsn, RepositoryError};
 /// An archive as its format keeps it.
 pub(crate) trait WalStorage: Send + Sync + fmt::Debug {
     /// The names of its files; of segments before `from` none need be among them.
-    fn list(&self, from: Lsn) -> Result<ArchiveNames, RepositoryError>;
+    fn list(&self, from: Lsn) -> Result<Arc<ArchiveNames>, RepositoryError>;
 
     /// Opens the file of a name: of a segment, or of a history.
     fn open(&self, name: &str) -> Result<StoredWal, RepositoryError>;

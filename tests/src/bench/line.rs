@@ -99,6 +99,7 @@ struct Samples {
 pub struct Ledger {
     specs: Vec<Spec>,
     samples: BTreeMap<String, Samples>,
+    left_out: BTreeMap<String, String>,
 }
 
 impl Ledger {
@@ -107,6 +108,7 @@ impl Ledger {
         Self {
             specs,
             samples: BTreeMap::new(),
+            left_out: BTreeMap::new(),
         }
     }
 
@@ -128,6 +130,21 @@ impl Ledger {
     /// A round of the peer.
     pub fn peer(&mut self, name: &str, value: f64) {
         self.of(name).peer.push(value);
+    }
+
+    /// Says why a line, if it is wanted, cannot be measured here; that is no failure.
+    pub fn leave_out(&mut self, name: &str, reason: &str) {
+        if self.wants(name) {
+            self.left_out.insert(name.to_owned(), reason.to_owned());
+        }
+    }
+
+    /// The lines that were left out, for people.
+    pub fn left_out(&self) -> String {
+        let lines = self.left_out.iter();
+        lines
+            .map(|(name, reason)| format!("{name} was not measured: {reason}\n"))
+            .collect()
     }
 
     fn of(&mut self, name: &str) -> &mut Samples {
@@ -304,6 +321,19 @@ mod tests {
         assert_eq!(reached(4.0, &[80.0]), Some(false));
         assert_eq!(reached(2.0, &[10.0]), Some(false));
         assert_eq!(reached(2.0, &[]), Some(false));
+    }
+
+    #[test]
+    fn a_line_that_is_left_out_is_named_and_is_not_in_the_table() {
+        let mut ledger = Ledger::new(vec![spec(Better::Lower, Goal::OursAtMost(1.0))]);
+        ledger.leave_out("another/line", "nobody wants it");
+        assert_eq!(ledger.left_out(), "");
+        ledger.leave_out("a/line", "pgbackrest is not installed");
+        assert_eq!(
+            ledger.left_out(),
+            "a/line was not measured: pgbackrest is not installed\n"
+        );
+        assert!(ledger.lines().is_empty());
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use super::line::{Better, Goal, Spec};
 
+pub mod repositories;
+
 /// Lines that are measured together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Group {
@@ -23,6 +25,12 @@ pub enum Group {
     Memory,
     /// The broker's way.
     Commands,
+    /// From the command to the first query, from repositories of other tools.
+    RepositoryFirstQuery,
+    /// Pages and whole files of each layout of a repository.
+    RepositoryReads,
+    /// Memory that a repository's lists and maps take.
+    RepositoryMemory,
 }
 
 /// How large, how long, how often.
@@ -52,6 +60,18 @@ pub struct Sizes {
     pub burst_commands: usize,
     /// Commands that are sent one after the other.
     pub single_commands: usize,
+    /// Scales of pgbench in repositories of other tools, ascending.
+    pub repository_scales: [u32; 2],
+    /// Rounds of everything about such repositories.
+    pub repository_rounds: usize,
+    /// Data of which pages and files are read in each layout, in MiB.
+    pub layout_mib: u32,
+    /// Pages that are read at random in one round.
+    pub page_count: usize,
+    /// Files in the manifest of which memory is measured.
+    pub manifest_files: u32,
+    /// Block maps of which memory is measured, in MiB as they are stored.
+    pub map_mib: u32,
 }
 
 impl Sizes {
@@ -70,6 +90,12 @@ impl Sizes {
             memory_files: 100_000,
             burst_commands: 1000,
             single_commands: 500,
+            repository_scales: [10, 100],
+            repository_rounds: 3,
+            layout_mib: 1024,
+            page_count: 3000,
+            manifest_files: 1_000_000,
+            map_mib: 500,
         }
     }
 
@@ -88,6 +114,12 @@ impl Sizes {
             memory_files: 20_000,
             burst_commands: 200,
             single_commands: 100,
+            repository_scales: [1, 5],
+            repository_rounds: 1,
+            layout_mib: 96,
+            page_count: 300,
+            manifest_files: 200_000,
+            map_mib: 10,
         }
     }
 
@@ -106,6 +138,12 @@ impl Sizes {
             memory_files: 500,
             burst_commands: 20,
             single_commands: 20,
+            repository_scales: [1, 2],
+            repository_rounds: 1,
+            layout_mib: 32,
+            page_count: 60,
+            manifest_files: 5_000,
+            map_mib: 1,
         }
     }
 }
@@ -209,6 +247,7 @@ pub fn lines(sizes: &Sizes) -> Vec<Spec> {
         None,
         None,
     );
+    repositories::add_lines(sizes, &mut lines);
     lines
 }
 
@@ -254,7 +293,7 @@ mod tests {
             let lines = lines(&sizes);
             let names: BTreeSet<&str> = lines.iter().map(|line| line.name.as_str()).collect();
             assert_eq!(names.len(), lines.len());
-            assert_eq!(lines.len(), 27);
+            assert_eq!(lines.len(), 27 + 8 + 12 + 3 + 2);
         }
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use common::messages::Published as WherePublished;
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::postgres::{OS_USER, as_postgres, free_port, run};
 use crate::programs::program;
@@ -93,6 +94,15 @@ impl Server {
     }
 }
 
+/// Which backup is published.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct WhichBackup<'a> {
+    /// The repository, as the system's configuration names it.
+    pub(super) repository: &'a str,
+    /// The backup in it.
+    pub(super) label: &'a str,
+}
+
 /// A published instance.
 #[derive(Debug)]
 pub(super) struct Published<'a> {
@@ -106,14 +116,19 @@ pub(super) struct Published<'a> {
 }
 
 impl<'a> Published<'a> {
-    /// Publishes a backup of the system's repository by `explorer publish`, which ends when it is published.
-    pub(super) async fn new(system: &'a TestSystem, bin: &Path, label: &str) -> Result<Self> {
+    /// Publishes a backup by `explorer publish`, which ends when it is published.
+    pub(super) async fn new(
+        system: &'a TestSystem,
+        bin: &Path,
+        which: WhichBackup<'_>,
+    ) -> Result<Self> {
+        let WhichBackup { repository, label } = which;
         let port = free_port()?;
         let port_text = port.to_string();
         let output = tokio::process::Command::new(program("explorer")?)
             .arg("--config")
             .arg(system.path("explorer.toml"))
-            .args(["--output", "json", "publish", "--repository", "main"])
+            .args(["--output", "json", "publish", "--repository", repository])
             .args(["--target", "here", "--backup", label, "--port", &port_text])
             .kill_on_drop(true)
             .output();
@@ -216,6 +231,24 @@ impl Native {
         Ok(native)
     }
 
+    /// What another tool has restored, as `data` in a directory that goes away with this; not started.
+    pub(super) fn restored(
+        directory: TempDir,
+        bin: &Path,
+        shared_buffers_mib: u64,
+    ) -> Result<Self> {
+        let directory = directory.keep();
+        Ok(Self {
+            shared_buffers_mib,
+            server: Server {
+                bin: bin.to_owned(),
+                socket_directory: directory.clone(),
+                port: free_port()?,
+            },
+            directory,
+        })
+    }
+
     /// Its data directory.
     pub(super) fn data_directory(&self) -> PathBuf {
         self.directory.join("data")
@@ -223,8 +256,9 @@ impl Native {
 
     /// Starts it; ends when it accepts connections.
     pub(super) fn start(&self) -> Result<()> {
+        // What is restored from a repository must not archive into it.
         let mut options = format!(
-            "-p {} -c listen_addresses='' -c unix_socket_directories={} -c shared_buffers={}MB",
+            "-p {} -c listen_addresses='' -c unix_socket_directories={} -c shared_buffers={}MB -c archive_mode=off",
             self.server.port,
             self.directory.display(),
             self.shared_buffers_mib

@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::plan::Sizes;
-use super::server::{self, DATABASE, Native, Published};
+use super::server::{self, DATABASE, Native, Published, WhichBackup};
 use crate::postgres::{
     BackupOptions, Installation, TestPostgres, give_to_postgres, installations, run,
 };
@@ -64,6 +64,11 @@ impl Stage {
         self.drops_caches
     }
 
+    /// PostgreSQL, as it is installed.
+    pub(super) fn installation(&self) -> &Installation {
+        &self.installation
+    }
+
     /// Directory of PostgreSQL's programs.
     pub(super) fn bin(&self) -> &Path {
         &self.installation.bin
@@ -92,9 +97,7 @@ impl Stage {
         self.say(&format!(
             "making a database of scale {scale} and its backups"
         ));
-        let original = TestPostgres::start_new(&self.installation)?;
-        original.psql("postgres", &format!("CREATE DATABASE {DATABASE}"))?;
-        original.pgbench(DATABASE, &["-i", "-q", "-s", &scale.to_string()])?;
+        let original = self.original(scale)?;
         for (format, tar) in [("directory", false), ("tar", true)] {
             let options = BackupOptions {
                 tar,
@@ -103,6 +106,14 @@ impl Stage {
             original.backup(&self.backup(&Self::label(scale, format)), &options)?;
         }
         Ok(())
+    }
+
+    /// A running cluster with the database of a scale.
+    pub(super) fn original(&self, scale: u32) -> Result<TestPostgres> {
+        let original = TestPostgres::start_new(&self.installation)?;
+        original.psql("postgres", &format!("CREATE DATABASE {DATABASE}"))?;
+        original.pgbench(DATABASE, &["-i", "-q", "-s", &scale.to_string()])?;
+        Ok(original)
     }
 
     /// Writes everything out and lets the kernel forget what it has read.
@@ -122,15 +133,28 @@ impl Stage {
         shared_buffers_mib: u64,
         more: &str,
     ) -> Result<TestSystem> {
-        let lines = server::target_lines(self.bin(), shared_buffers_mib);
+        let mut options = self.system_options(shared_buffers_mib);
+        options.target_lines = format!("{}\n{more}", options.target_lines);
+        TestSystem::start_with(&self.path("backups"), options).await
+    }
+
+    /// A system over more repositories: sections of mount-svc's configuration.
+    pub(super) async fn system_over(&self, sections: String) -> Result<TestSystem> {
         let options = SystemOptions {
-            target_lines: format!("{lines}\n{more}"),
+            repository_lines: sections,
+            ..self.system_options(SHARED_BUFFERS_MIB)
+        };
+        TestSystem::start_with(&self.path("backups"), options).await
+    }
+
+    fn system_options(&self, shared_buffers_mib: u64) -> SystemOptions {
+        SystemOptions {
+            target_lines: server::target_lines(self.bin(), shared_buffers_mib),
             // The product's own intervals, not those that let tests see results soon.
             recovery_lines: String::new(),
             directory_prefix: self.path("system-"),
             ..SystemOptions::default()
-        };
-        TestSystem::start_with(&self.path("backups"), options).await
+        }
     }
 
     /// Publishes a backup.
@@ -139,7 +163,18 @@ impl Stage {
         system: &'a TestSystem,
         label: &str,
     ) -> Result<Published<'a>> {
-        Published::new(system, self.bin(), label).await
+        let repository = "main";
+        self.publish_which(system, WhichBackup { repository, label })
+            .await
+    }
+
+    /// Publishes a backup of any repository.
+    pub(super) async fn publish_which<'a>(
+        &self,
+        system: &'a TestSystem,
+        which: WhichBackup<'_>,
+    ) -> Result<Published<'a>> {
+        Published::new(system, self.bin(), which).await
     }
 
     /// Restores a backup natively.

@@ -38,11 +38,21 @@ struct Arguments {
     /// Directory for everything that is made
     #[arg(long, hide = true, default_value = "/var/tmp/pginstant-bench")]
     directory: PathBuf,
+    /// Open a repository of pgBackRest and say how much memory that took; measures call it
+    #[arg(long, hide = true)]
+    memory_of: Option<PathBuf>,
+    /// Of which files a page is read for that: the beginning of their paths
+    #[arg(long, hide = true, requires = "memory_of")]
+    reading: Option<String>,
 }
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
+    if let Some(place) = &arguments.memory_of {
+        let mib = tests::bench::memory_of(place, arguments.reading.as_deref())?;
+        return print(&format!("{mib}\n")).map(|()| ExitCode::SUCCESS);
+    }
     let sizes = match (arguments.quick, arguments.tiny) {
         (true, _) => Sizes::quick(),
         (_, true) => Sizes::tiny(),
@@ -61,8 +71,9 @@ async fn main() -> Result<ExitCode> {
         write_json(path, &lines)?;
     }
     print(&format!(
-        "\n{}{}",
+        "\n{}{}{}",
         table(&lines),
+        ledger.left_out(),
         remarks(&stage, &arguments)
     ))?;
     Ok(match failed.is_empty() {

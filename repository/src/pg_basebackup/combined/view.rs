@@ -1,6 +1,8 @@
 //! The files of a combined backup, and of what each consists.
 
-use super::{Layer, read_beginning};
+use std::sync::Arc;
+
+use super::{Layer, Stored, read_beginning};
 use crate::pg_basebackup::increment::{BLOCK_BYTES, file_of_increment, increment_of_file};
 use crate::tree::{EntryKind, FileIndex, Found, Location, Tree, TreeBuilder, no_such_file};
 use crate::{OpenOptions, RepositoryError};
@@ -41,11 +43,11 @@ const LABEL: u32 = 2;
 
 impl View {
     pub(super) fn of(
-        layers: &[Layer],
+        layers: &[Arc<Stored>],
         label: Vec<u8>,
         options: &OpenOptions,
     ) -> Result<Self, RepositoryError> {
-        let Some(newest) = layers.first() else {
+        let Some(newest) = layers.first().map(|stored| &stored.layer) else {
             return Err(RepositoryError::corrupt("backup_label", "is of no backup"));
         };
         let mut tree = TreeBuilder::new(options.limits);
@@ -121,7 +123,7 @@ impl View {
 fn parts_of(
     path: &str,
     newest: FileIndex,
-    layers: &[Layer],
+    layers: &[Arc<Stored>],
 ) -> Result<Box<[Part]>, RepositoryError> {
     let mut parts = vec![Part {
         layer: 0,
@@ -129,6 +131,7 @@ fn parts_of(
     }];
     let increment = increment_of_file(path);
     for (layer, older) in (0_u16..).zip(layers).skip(1) {
+        let older = &older.layer;
         let tree = &older.content.tree;
         if let Some((file, _)) = tree.find_file(path) {
             parts.push(Part { layer, file });

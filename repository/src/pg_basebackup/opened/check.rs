@@ -7,11 +7,12 @@ use crate::checksums::{Expected, Standing, Verifier};
 use crate::pg_basebackup::backup_label::{BackupLabel, parse_backup_label};
 use crate::pg_basebackup::control::CONTROL;
 use crate::pg_basebackup::increment::file_of_increment;
+use crate::pg_basebackup::layout::slow_layout;
 use crate::pg_basebackup::manifest::{MANIFEST, Manifest, ManifestFile, read_manifest};
 use crate::pg_basebackup::tablespace_map::parse_tablespace_map;
 use crate::restore_point::{RecoverableInterval, Verification};
 use crate::tree::{FileIndex, Tree};
-use crate::{BackupFormat, BackupKind, Lsn, RepositoryError, RestorePoint, Tablespace};
+use crate::{BackupFormat, BackupKind, Lsn, RepositoryError, RestorePoint, SlowLayout, Tablespace};
 
 /// What a backup tells of itself.
 #[derive(Debug)]
@@ -48,7 +49,13 @@ impl Facts {
             },
             system_identifier: manifest.and_then(|manifest| manifest.system_identifier),
             verification: self.verification,
+            slow_layout: self.slow_layout(),
         }
+    }
+
+    /// Why pages are slow to read at random, if they are.
+    pub(crate) fn slow_layout(&self) -> Option<SlowLayout> {
+        slow_layout(self.format)
     }
 }
 

@@ -6,6 +6,7 @@
 use super::check::{is_exempt, merge_map};
 use super::{Place, Siblings, Wal, open_backup, open_manifest};
 use crate::pg_basebackup::backup_label::{BackupLabel, parse_backup_label};
+use crate::pg_basebackup::layout::slow_layout;
 use crate::pg_basebackup::manifest::{Manifest, ManifestFile, read_manifest};
 use crate::pg_basebackup::tablespace_map::parse_tablespace_map;
 use crate::pg_basebackup::tar::{TarBeginning, read_tar_beginning};
@@ -126,9 +127,10 @@ fn restore_point(
         .collect();
     let map = beginning.tablespace_map.as_deref().unwrap_or_default();
     merge_map(&mut tablespaces, parse_tablespace_map(map).ok()?).ok()?;
+    let format = BackupFormat::PgBasebackupCompressedTar(codec);
     Some(RestorePoint {
         label: place.label.clone(),
-        format: BackupFormat::PgBasebackupCompressedTar(codec),
+        format,
         kind: BackupKind::Full,
         references: Vec::new(),
         postgresql_major: listed.postgresql_major,
@@ -147,5 +149,6 @@ fn restore_point(
             true => Verification::Checksums,
             false => Verification::SizesOnly,
         },
+        slow_layout: slow_layout(format),
     })
 }
