@@ -26,6 +26,7 @@ mod seekable;
 mod storage;
 mod tree;
 mod wal_archive;
+mod with_wal;
 
 pub use backup::{
     Backup, BackupChoice, BackupKind, CorruptFile, Repository, VerifyProgress, VerifyReport,

@@ -22,7 +22,6 @@ pub use tablespace_map::parse_tablespace_map;
 pub use tar_index::{Member, MemberKind, ReadAt, read_tar_index};
 
 pub(crate) use opened::{
-    Place, TablespaceDirectory, Wal, describe_backup, looks_like_a_backup, open_backup,
-    segment_name,
+    Place, TablespaceDirectory, Wal, looks_like_a_backup, open_backup, outline_of, segment_name,
 };
 pub(crate) use siblings::{Siblings, began};
