@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -52,6 +52,8 @@ pub struct DecodedStore {
     space: Arc<SpaceLeft>,
     next_owner: AtomicU64,
     decoded_bytes: AtomicU64,
+    /// Whether files have had to make room.
+    has_evicted: AtomicBool,
     shared: SharedBackups,
 }
 
@@ -128,6 +130,7 @@ impl DecodedStore {
             }),
             next_owner: AtomicU64::new(0),
             decoded_bytes: AtomicU64::new(0),
+            has_evicted: AtomicBool::new(false),
             shared: SharedBackups::default(),
             limits,
         }
@@ -141,6 +144,24 @@ impl DecodedStore {
     /// How many bytes reads have had decoded of compressed archives: more than they read, for decoding begins before them.
     pub fn decoded_bytes(&self) -> u64 {
         self.decoded_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Most bytes on disk.
+    pub(crate) fn disk_bytes_max(&self) -> u64 {
+        self.limits.disk_bytes_max
+    }
+
+    /// Whether decoded files have had to make room for others, which may be wanted again.
+    pub(crate) fn has_evicted(&self) -> bool {
+        self.has_evicted.load(Ordering::Relaxed)
+    }
+
+    /// Whether so many bytes are decoded and need not be decoded for a read.
+    pub(crate) fn has(&self, read: DecodedRead<'_>, wanted_bytes: usize) -> bool {
+        let end = read.offset + wanted_bytes as u64;
+        let entries = self.lock();
+        let entry = entries.files.get(&(read.owner, read.file));
+        entry.is_some_and(|entry| entry.available_bytes.load(Ordering::Acquire) >= end)
     }
 
     /// Counts bytes that a read had decoded.
@@ -262,6 +283,7 @@ impl DecodedStore {
             true => entries.take_oldest_unused(),
             false => None,
         };
+        self.note_evicted(evicted.is_some());
         // Another may have begun it meanwhile: his is as good.
         let kept = Arc::clone(entries.files.entry(key).or_insert(entry));
         drop(entries);
@@ -325,11 +347,16 @@ impl DecodedStore {
         let deadline = Instant::now() + wait;
         while !space.take(bytes) {
             let evicted = self.lock().take_oldest_unused();
+            self.note_evicted(evicted.is_some());
             if evicted.is_none() && !space.wait(deadline) {
                 return false;
             }
         }
         true
+    }
+
+    fn note_evicted(&self, is_evicted: bool) {
+        self.has_evicted.fetch_or(is_evicted, Ordering::Relaxed);
     }
 
     fn keep(

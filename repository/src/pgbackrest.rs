@@ -11,6 +11,8 @@ mod check;
 mod cipher;
 mod compression;
 mod content;
+mod encrypted;
+mod indexes;
 mod info_file;
 mod label;
 mod manifest;

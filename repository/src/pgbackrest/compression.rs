@@ -5,6 +5,7 @@ use std::io::{BufReader, Read};
 use lzma_rust2::XzReader;
 
 use super::Framing;
+use crate::Codec;
 
 /// How files are compressed (`option-compress-type`), those of other tools too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +61,16 @@ impl Compression {
             Self::Zst => ".zst",
             Self::Bz2 => ".bz2",
             Self::Xz => ".xz",
+        }
+    }
+
+    /// The codec, if its decoder can begin in the middle.
+    pub(crate) fn seekable_codec(self, framing: Framing) -> Option<Codec> {
+        match (self, framing) {
+            (Self::Gz, Framing::Standard) => Some(Codec::Gzip),
+            (Self::Lz4, _) => Some(Codec::Lz4),
+            (Self::Bz2, _) => Some(Codec::Bzip2),
+            (Self::None | Self::Zst | Self::Xz, _) | (Self::Gz, Framing::Raw) => None,
         }
     }
 
