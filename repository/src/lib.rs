@@ -49,3 +49,5 @@ pub use storage::{
 };
 pub use tree::{Entries, Entry, EntryKind, FileIndex, Tree};
 pub use wal_archive::{SegmentRun, ShownHistory, ShownWal, WalArchive, WalFiles, WalGap};
+#[doc(hidden)]
+pub use wal_archive::{archive_is_consistent, wal_head_is_sound};

@@ -8,6 +8,7 @@
 mod backup_history;
 mod by_magic;
 mod choice;
+mod consistency;
 mod directory;
 mod files;
 mod head;
@@ -22,9 +23,13 @@ use std::sync::Arc;
 
 pub(crate) use by_magic::{MAGIC_BYTES, compression_of};
 use choice::{Begins, HeldSegments, choose};
+#[doc(hidden)]
+pub use consistency::archive_is_consistent;
 pub(crate) use directory::{WalDirectory, gone};
 pub use files::WalFiles;
 pub(crate) use head::WalHead;
+#[doc(hidden)]
+pub use head::wal_head_is_sound;
 use history::{History, read_history};
 pub(crate) use names::{ArchiveNames, is_segment, may_hold};
 pub use shown::{SegmentRun, ShownHistory, ShownWal, WalGap};

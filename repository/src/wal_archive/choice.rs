@@ -57,6 +57,12 @@ impl HeldSegments {
     pub(super) fn of_timeline(&self, timeline: u32) -> Option<&BTreeSet<u64>> {
         self.all.get(&timeline)
     }
+
+    /// The timelines, each with its first segment.
+    pub(super) fn firsts(&self) -> impl Iterator<Item = (u32, u64)> {
+        let firsts = self.all.iter();
+        firsts.filter_map(|(timeline, numbers)| Some((*timeline, *numbers.first()?)))
+    }
 }
 
 /// Chooses: from the backup's start along the newest timeline that comes from it, up to the first segment that is missing or of
