@@ -132,6 +132,19 @@ impl BoundedCache {
         self.get(key, || Ok((thing, bytes))).ok();
     }
 
+    /// Most bytes of all things.
+    pub(crate) fn bytes_max(&self) -> usize {
+        self.bytes_max
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&self) {
+        let mut state = self.lock();
+        let forgotten = std::mem::take(&mut *state);
+        drop(state);
+        drop(forgotten);
+    }
+
     fn count(&self, key: CacheKey, slot: &Arc<Slot>, bytes: usize) {
         let mut evicted = Vec::new();
         let mut state = self.lock();

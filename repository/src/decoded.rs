@@ -48,6 +48,8 @@ impl Default for DecodedLimits {
 pub struct DecodedStore {
     limits: DecodedLimits,
     memory: BoundedCache,
+    /// Where decoding can begin in files that had to make room, counted by what is kept on disk for it.
+    indexes: BoundedCache,
     entries: Mutex<Entries>,
     space: Arc<SpaceLeft>,
     next_owner: AtomicU64,
@@ -113,6 +115,8 @@ impl std::fmt::Debug for Entry {
 const STEP_BYTES: usize = 1 << 18;
 /// Most files at a time, each with an open descriptor and perhaps a decoder's window.
 const ENTRY_COUNT_MAX: usize = 256;
+/// Which part of the bytes on disk indexes may take.
+const INDEXES_PART: u64 = 4;
 /// How long to wait for space that others are using.
 const SPACE_WAIT: Duration = Duration::from_secs(30);
 /// How often a read begins anew whose file failed in somebody else's hands.
@@ -123,6 +127,9 @@ impl DecodedStore {
     pub fn new(limits: DecodedLimits) -> Self {
         Self {
             memory: BoundedCache::new(limits.memory_bytes_max),
+            indexes: BoundedCache::new(
+                usize::try_from(limits.disk_bytes_max / INDEXES_PART).unwrap_or(usize::MAX),
+            ),
             entries: Mutex::default(),
             space: Arc::new(SpaceLeft {
                 bytes: Mutex::new(limits.disk_bytes_max),
@@ -179,8 +186,19 @@ impl DecodedStore {
         &self.memory
     }
 
+    /// The indexes of files, of all backups together.
+    pub(crate) fn indexes(&self) -> &BoundedCache {
+        &self.indexes
+    }
+
     /// Forgets everything of one opened backup.
     pub(crate) fn forget(&self, owner: u64) {
+        self.forget_files(owner);
+        // Last, for a file that goes leaves its index.
+        self.indexes.forget(owner);
+    }
+
+    fn forget_files(&self, owner: u64) {
         self.memory.forget(owner);
         let mut forgotten = Vec::new();
         self.lock().files.retain(|(of, _), entry| {

@@ -309,7 +309,7 @@ fn whatever_pgbackrest_restores_is_read_from_its_repository() {
     }
 }
 
-/// The place for decoded files has room for the largest of them, and little more.
+/// The place for decoded files has room for the two largest of them, and no more.
 #[test]
 fn a_file_that_had_to_make_room_is_read_again_from_its_middle() {
     let kinds = [false, true].map(|is_encrypted| RepositoryKind {
@@ -324,7 +324,7 @@ fn a_file_that_had_to_make_room_is_read_again_from_its_middle() {
             let compress = format!("--compress-type={compression}");
             let label = stage.backup(number, &["--type=full", &compress]).unwrap();
             let store = Arc::new(DecodedStore::new(DecodedLimits {
-                disk_bytes_max: 16 << 20,
+                disk_bytes_max: 32 << 20,
                 memory_bytes_max: 4 << 20,
                 ..DecodedLimits::default()
             }));

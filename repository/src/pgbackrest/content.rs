@@ -81,10 +81,11 @@ pub(super) enum Checked {
 
 impl Content {
     pub(super) fn new(parts: Parts, open_file_count: usize) -> Self {
+        let owner = parts.store.new_owner();
         Self {
-            owner: parts.store.new_owner(),
+            owner,
             handles: Handles::new(open_file_count),
-            indexes: Arc::new(Indexes::new(&parts.store)),
+            indexes: Arc::new(Indexes::new(&parts.store, owner)),
             parts,
         }
     }
@@ -479,6 +480,11 @@ impl Content {
     /// decoded files can stay.
     fn codec_of_index(&self, whole: &Whole<'_>) -> Option<Codec> {
         let store = &self.parts.store;
+        if whole.size_bytes > store.disk_bytes_max() / 2 {
+            // Indexes must not take the room that it needs.
+            store.indexes().clear();
+            return None;
+        }
         let is_short = self.parts.tree.size_bytes() > store.disk_bytes_max() || store.has_evicted();
         let is_worth_it = is_short && whole.size_bytes >= INDEXED_BYTES_MIN;
         let codec = whole

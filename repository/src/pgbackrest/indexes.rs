@@ -5,21 +5,19 @@
 
 use std::sync::Arc;
 
-use crate::bounded_cache::{BoundedCache, CacheKey};
+use crate::bounded_cache::CacheKey;
 use crate::decoded::DecodedStore;
 use crate::seekable::Seekable;
 use crate::tree::FileIndex;
 
 /// Most of them, each with an open file.
 const COUNT_MAX: usize = 128;
-/// Which part of the place they may take.
-const PART: u64 = 4;
-
 /// The indexes of one backup's files.
 #[derive(Debug)]
 pub(super) struct Indexes {
-    kept: BoundedCache,
-    bytes_max: usize,
+    store: Arc<DecodedStore>,
+    /// The opened backup.
+    owner: u64,
 }
 
 /// Forgets what was decoded with it when it goes.
@@ -44,17 +42,14 @@ impl Index {
 }
 
 impl Indexes {
-    pub(super) fn new(store: &DecodedStore) -> Self {
-        let bytes_max = usize::try_from(store.disk_bytes_max() / PART).unwrap_or(usize::MAX);
-        Self {
-            kept: BoundedCache::new(bytes_max),
-            bytes_max,
-        }
+    pub(super) fn new(store: &Arc<DecodedStore>, owner: u64) -> Self {
+        let store = Arc::clone(store);
+        Self { store, owner }
     }
 
     /// The index of a file, if it reaches so far and is better than decoding the file whole.
     pub(super) fn find(&self, file: FileIndex, end: u64) -> Option<Arc<Index>> {
-        let index: Arc<Index> = self.kept.find(key(file))?;
+        let index: Arc<Index> = self.store.indexes().find(self.key(file))?;
         (index.0.size_bytes() >= end && index.is_worth_it()).then_some(index)
     }
 
@@ -63,21 +58,22 @@ impl Indexes {
         if seen.size_bytes() == 0 {
             return;
         }
-        let known: Option<Arc<Index>> = self.kept.find(key(file));
+        let known: Option<Arc<Index>> = self.store.indexes().find(self.key(file));
         if let Some(known) = known.filter(|known| known.0.size_bytes() > seen.size_bytes()) {
             known.0.count_again_anew();
             return;
         }
         let bytes = usize::try_from(seen.kept_bytes()).unwrap_or(usize::MAX);
-        let bytes = bytes.max(self.bytes_max / COUNT_MAX);
-        self.kept.put(key(file), Index(seen), bytes);
+        let bytes = bytes.max(self.store.indexes().bytes_max() / COUNT_MAX);
+        let indexes = self.store.indexes();
+        indexes.put(self.key(file), Index(seen), bytes);
     }
-}
 
-fn key(file: FileIndex) -> CacheKey {
-    CacheKey {
-        owner: 0,
-        file: file.0,
-        part: [0; 3],
+    fn key(&self, file: FileIndex) -> CacheKey {
+        CacheKey {
+            owner: self.owner,
+            file: file.0,
+            part: [0; 3],
+        }
     }
 }
