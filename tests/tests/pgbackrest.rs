@@ -365,7 +365,10 @@ fn a_file_that_had_to_make_room_is_read_again_from_its_middle() {
                     "{compression} {offset} of {}",
                     large[which].1
                 );
-                decoded_max = decoded_max.max(store.decoded_bytes() - before);
+                // A segment of WAL that is zeros to its end is one stretch.
+                if !large[which].1.starts_with("pg_wal/") {
+                    decoded_max = decoded_max.max(store.decoded_bytes() - before);
+                }
             }
             println!("{compression}: {decoded_max} bytes decoded for a read at most");
             // Two stretches at most; a block of bzip2 may be longer than a megabyte of pages that are alike.
