@@ -10,7 +10,6 @@ mod repository;
 mod server;
 mod wal;
 mod wal_storage;
-mod with_wal;
 
 pub use backup_info::{BackupInfo, Status, parse_backup_info};
 pub use repository::open_barman;

@@ -110,6 +110,41 @@ impl BoundedCache {
         }
     }
 
+    /// The thing of this key, if it is there.
+    pub(crate) fn find<T: Any + Send + Sync>(&self, key: CacheKey) -> Option<Arc<T>> {
+        let slot = {
+            let mut state = self.lock();
+            state.clock += 1;
+            let used_at = state.clock;
+            let held = state.slots.get_mut(&key)?;
+            held.used_at = used_at;
+            Arc::clone(&held.slot)
+        };
+        let kept = slot.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(kept.as_ref()?).downcast().ok()
+    }
+
+    /// Puts a thing of so many bytes in the place of what was there.
+    pub(crate) fn put<T: Any + Send + Sync>(&self, key: CacheKey, thing: T, bytes: usize) {
+        let replaced = self.lock().remove(&key);
+        drop(replaced);
+        // Another may have put his there meanwhile: it is as good.
+        self.get(key, || Ok((thing, bytes))).ok();
+    }
+
+    /// Most bytes of all things.
+    pub(crate) fn bytes_max(&self) -> usize {
+        self.bytes_max
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&self) {
+        let mut state = self.lock();
+        let forgotten = std::mem::take(&mut *state);
+        drop(state);
+        drop(forgotten);
+    }
+
     fn count(&self, key: CacheKey, slot: &Arc<Slot>, bytes: usize) {
         let mut evicted = Vec::new();
         let mut state = self.lock();
@@ -204,6 +239,16 @@ mod tests {
             }
         });
         assert_eq!(count.into_inner(), 1);
+    }
+
+    #[test]
+    fn what_is_put_takes_the_place_of_what_was_there() {
+        let cache = BoundedCache::new(1 << 20);
+        assert_eq!(cache.find::<u64>(key(1, 1)), None);
+        cache.put(key(1, 1), 5_u64, 100);
+        cache.put(key(1, 1), 6_u64, 200);
+        assert_eq!(cache.find(key(1, 1)), Some(Arc::new(6_u64)));
+        assert_eq!(cache.lock().bytes, 200 + OVERHEAD_BYTES);
     }
 
     #[test]

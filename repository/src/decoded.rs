@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -48,10 +48,14 @@ impl Default for DecodedLimits {
 pub struct DecodedStore {
     limits: DecodedLimits,
     memory: BoundedCache,
+    /// Where decoding can begin in files that had to make room, counted by what is kept on disk for it.
+    indexes: BoundedCache,
     entries: Mutex<Entries>,
     space: Arc<SpaceLeft>,
     next_owner: AtomicU64,
     decoded_bytes: AtomicU64,
+    /// Whether files have had to make room.
+    has_evicted: AtomicBool,
     shared: SharedBackups,
 }
 
@@ -111,6 +115,8 @@ impl std::fmt::Debug for Entry {
 const STEP_BYTES: usize = 1 << 18;
 /// Most files at a time, each with an open descriptor and perhaps a decoder's window.
 const ENTRY_COUNT_MAX: usize = 256;
+/// Which part of the bytes on disk indexes may take.
+const INDEXES_PART: u64 = 4;
 /// How long to wait for space that others are using.
 const SPACE_WAIT: Duration = Duration::from_secs(30);
 /// How often a read begins anew whose file failed in somebody else's hands.
@@ -121,6 +127,9 @@ impl DecodedStore {
     pub fn new(limits: DecodedLimits) -> Self {
         Self {
             memory: BoundedCache::new(limits.memory_bytes_max),
+            indexes: BoundedCache::new(
+                usize::try_from(limits.disk_bytes_max / INDEXES_PART).unwrap_or(usize::MAX),
+            ),
             entries: Mutex::default(),
             space: Arc::new(SpaceLeft {
                 bytes: Mutex::new(limits.disk_bytes_max),
@@ -128,6 +137,7 @@ impl DecodedStore {
             }),
             next_owner: AtomicU64::new(0),
             decoded_bytes: AtomicU64::new(0),
+            has_evicted: AtomicBool::new(false),
             shared: SharedBackups::default(),
             limits,
         }
@@ -141,6 +151,24 @@ impl DecodedStore {
     /// How many bytes reads have had decoded of compressed archives: more than they read, for decoding begins before them.
     pub fn decoded_bytes(&self) -> u64 {
         self.decoded_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Most bytes on disk.
+    pub(crate) fn disk_bytes_max(&self) -> u64 {
+        self.limits.disk_bytes_max
+    }
+
+    /// Whether decoded files have had to make room for others, which may be wanted again.
+    pub(crate) fn has_evicted(&self) -> bool {
+        self.has_evicted.load(Ordering::Relaxed)
+    }
+
+    /// Whether so many bytes are decoded and need not be decoded for a read.
+    pub(crate) fn has(&self, read: DecodedRead<'_>, wanted_bytes: usize) -> bool {
+        let end = read.offset + wanted_bytes as u64;
+        let entries = self.lock();
+        let entry = entries.files.get(&(read.owner, read.file));
+        entry.is_some_and(|entry| entry.available_bytes.load(Ordering::Acquire) >= end)
     }
 
     /// Counts bytes that a read had decoded.
@@ -158,8 +186,19 @@ impl DecodedStore {
         &self.memory
     }
 
+    /// The indexes of files, of all backups together.
+    pub(crate) fn indexes(&self) -> &BoundedCache {
+        &self.indexes
+    }
+
     /// Forgets everything of one opened backup.
     pub(crate) fn forget(&self, owner: u64) {
+        self.forget_files(owner);
+        // Last, for a file that goes leaves its index.
+        self.indexes.forget(owner);
+    }
+
+    fn forget_files(&self, owner: u64) {
         self.memory.forget(owner);
         let mut forgotten = Vec::new();
         self.lock().files.retain(|(of, _), entry| {
@@ -262,6 +301,7 @@ impl DecodedStore {
             true => entries.take_oldest_unused(),
             false => None,
         };
+        self.note_evicted(evicted.is_some());
         // Another may have begun it meanwhile: his is as good.
         let kept = Arc::clone(entries.files.entry(key).or_insert(entry));
         drop(entries);
@@ -325,11 +365,16 @@ impl DecodedStore {
         let deadline = Instant::now() + wait;
         while !space.take(bytes) {
             let evicted = self.lock().take_oldest_unused();
+            self.note_evicted(evicted.is_some());
             if evicted.is_none() && !space.wait(deadline) {
                 return false;
             }
         }
         true
+    }
+
+    fn note_evicted(&self, is_evicted: bool) {
+        self.has_evicted.fetch_or(is_evicted, Ordering::Relaxed);
     }
 
     fn keep(

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::pg_basebackup::{
-    Place, Siblings, Wal, began, describe_backup, looks_like_a_backup, open_backup,
+    Place, Siblings, Wal, began, looks_like_a_backup, open_backup, outline_of,
 };
-use crate::wal_archive::{WalDirectory, shared};
+use crate::wal_archive::{WalDirectory, shared, with_archived_wal};
 use crate::{
     Backup, BackupChoice, OpenOptions, Repository, RepositoryError, RestorePoint, RestorePoints,
     WalArchive, WalArchives,
@@ -130,7 +130,35 @@ impl DirectoryRepository {
         };
         let path = path.ok_or_else(|| self.unknown(format!("backup {label:?}")))?;
         let place = self.place(path, label.to_owned());
-        open_backup(&place, &self.siblings(), Wal::InBackup, &self.options)
+        self.open_place(&place, &self.siblings())
+    }
+
+    /// Opens a backup; WAL that it does not bring along has to be in the archive.
+    fn open_place(
+        &self,
+        place: &Place<'_>,
+        siblings: &Siblings<'_>,
+    ) -> Result<Arc<dyn Backup>, RepositoryError> {
+        let options = &self.options;
+        match &options.wal_archive {
+            None => open_backup(place, siblings, Wal::InBackup, options),
+            Some(archive) => {
+                let backup = open_backup(place, siblings, Wal::InBackupIfAny, options)?;
+                with_archived_wal(backup, archive, options)
+            }
+        }
+    }
+
+    /// Describes a backup: a compressed tar backup by its outline where that tells enough, others by opening them.
+    fn describe(
+        &self,
+        place: &Place<'_>,
+        siblings: &Siblings<'_>,
+    ) -> Result<RestorePoint, RepositoryError> {
+        match outline_of(place) {
+            Some(point) => Ok(point),
+            None => Ok(self.open_place(place, siblings)?.restore_point().clone()),
+        }
     }
 
     // To open a backup is to read its whole list of files: where their labels say which one is the newest, it is the only one
@@ -155,7 +183,7 @@ impl DirectoryRepository {
             if known.is_some() && newest.is_some() {
                 break;
             }
-            match open_backup(&place, &siblings, Wal::InBackup, &self.options) {
+            match self.open_place(&place, &siblings) {
                 Ok(backup) => {
                     let is_newer = |than: &Arc<dyn Backup>| {
                         age(backup.restore_point()) > age(than.restore_point())
@@ -200,7 +228,7 @@ impl Repository for DirectoryRepository {
             ..RestorePoints::default()
         };
         for place in places {
-            match describe_backup(&place, &siblings, Wal::InBackup, &self.options) {
+            match self.describe(&place, &siblings) {
                 Ok(point) => found.restore_points.push(point),
                 Err(error) => found.problems.push((place.label, error)),
             }

@@ -26,6 +26,7 @@ mod seekable;
 mod storage;
 mod tree;
 mod wal_archive;
+mod with_wal;
 
 pub use backup::{
     Backup, BackupChoice, BackupKind, CorruptFile, Repository, VerifyProgress, VerifyReport,
@@ -50,3 +51,5 @@ pub use storage::{
 };
 pub use tree::{Entries, Entry, EntryKind, FileIndex, Tree};
 pub use wal_archive::{SegmentRun, ShownHistory, ShownWal, WalArchive, WalFiles, WalGap};
+#[doc(hidden)]
+pub use wal_archive::{archive_is_consistent, wal_head_is_sound};

@@ -26,7 +26,6 @@ pub use tar_index::{Member, MemberKind, ReadAt, read_tar_index};
 #[cfg(test)]
 pub(crate) use layout::slow_layout;
 pub(crate) use opened::{
-    Place, TablespaceDirectory, Wal, describe_backup, looks_like_a_backup, open_backup,
-    segment_name,
+    Place, TablespaceDirectory, Wal, looks_like_a_backup, open_backup, outline_of, segment_name,
 };
 pub(crate) use siblings::{Siblings, began};

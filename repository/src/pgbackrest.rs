@@ -11,6 +11,8 @@ mod check;
 mod cipher;
 mod compression;
 mod content;
+mod encrypted;
+mod indexes;
 mod info_file;
 mod label;
 mod layout;
@@ -23,6 +25,7 @@ mod stored;
 mod wal_storage;
 mod whole_file;
 
+pub use backup_info::info_files_are_sound;
 pub use block_map::{Block, BlockLayout, BlockMap, Superblock, parse_block_map};
 pub use info_file::{InfoLine, OnLine, read_info, sealed_again};
 pub use manifest::manifest_is_sound;

@@ -9,6 +9,7 @@
 //! decoded bytes; each stretch decoded again is compared with what the first pass saw.
 
 mod agreement;
+mod bzip2;
 mod codec;
 mod first_pass;
 mod gzip;
@@ -17,6 +18,7 @@ mod lz4;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 #[doc(hidden)]
 pub use agreement::places_that_agree;
@@ -27,7 +29,7 @@ pub(crate) use input::Stored;
 use crate::RepositoryError;
 use crate::bounded_cache::CacheKey;
 use crate::decoded::{DecodedStore, Spill, SpillPlace};
-use crate::storage::{StorageFile, is_of_storage, same_error};
+use crate::storage::{is_of_storage, same_error};
 use codec::{Resume, Step};
 
 /// What a stream is, and where what is decoded of it is kept.
@@ -51,6 +53,8 @@ pub(crate) struct Seekable {
     stretches: Vec<Stretch>,
     size_bytes: u64,
     spill: Spill,
+    /// How much reads have had decoded again.
+    again_bytes: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -71,10 +75,35 @@ enum From {
 }
 
 impl Seekable {
-    /// Reads decoded bytes: fills the buffer but at the end. `file` is what the stream is stored in, `path` what the read is of.
+    /// How many bytes can be read: all that there are, if the first pass went to the end.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// How many bytes are kept on disk for it.
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        self.spill.kept_bytes()
+    }
+
+    /// How many bytes reads have had decoded again: more than they read, for decoding begins before them.
+    pub(crate) fn decoded_again_bytes(&self) -> u64 {
+        self.again_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Counts them from here on.
+    pub(crate) fn count_again_anew(&self) {
+        self.again_bytes.store(0, Ordering::Relaxed);
+    }
+
+    /// Forgets what of it is decoded in memory.
+    pub(crate) fn forget_decoded(&self) {
+        self.stream.store.memory().forget(self.stream.owner);
+    }
+
+    /// Reads decoded bytes: fills the buffer but at the end. `stored` is the stream, `path` what the read is of.
     pub(crate) fn read_at(
         &self,
-        file: &Arc<StorageFile>,
+        stored: &Arc<dyn Stored>,
         path: &str,
         offset: u64,
         buffer: &mut [u8],
@@ -95,8 +124,7 @@ impl Seekable {
                 part: [number as u64, 0, 0],
             };
             let bytes: Arc<Vec<u8>> = self.stream.store.memory().get(key, || {
-                let stored: Arc<dyn Stored> = Arc::<StorageFile>::clone(file);
-                let bytes = self.decode(stored, path, number)?;
+                let bytes = self.decode(Arc::clone(stored), path, number)?;
                 let size = bytes.len();
                 Ok((bytes, size))
             })?;
@@ -135,6 +163,7 @@ impl Seekable {
         // First passes bound what lies between two places.
         let size = usize::try_from(end.saturating_sub(stretch.start)).unwrap_or(0);
         self.stream.store.count_decoded(size as u64);
+        self.again_bytes.fetch_add(size as u64, Ordering::Relaxed);
         let bytes = match stretch.from {
             From::Copy(kept) => self.spill.get(kept, size)?,
             From::Place { place, window } => {

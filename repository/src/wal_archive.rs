@@ -5,8 +5,10 @@
 //!
 //! What must stay true: nothing is shown that is not of the backup's own history; the run of segments has no hole.
 
+mod backup_history;
 mod by_magic;
 mod choice;
+mod consistency;
 mod directory;
 mod files;
 mod head;
@@ -16,20 +18,25 @@ mod names;
 mod read_ahead;
 mod shown;
 mod storage;
+mod supply;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub(crate) use by_magic::{MAGIC_BYTES, compression_of};
-use choice::{Begins, choose};
+use choice::{Begins, HeldSegments, choose};
+#[doc(hidden)]
+pub use consistency::archive_is_consistent;
 pub(crate) use directory::{WalDirectory, gone};
 pub use files::WalFiles;
 pub(crate) use head::WalHead;
+#[doc(hidden)]
+pub use head::wal_head_is_sound;
 use history::{History, read_history};
 pub(crate) use listed_once::shared;
 pub(crate) use names::{ArchiveNames, is_segment, may_hold};
 pub use shown::{SegmentRun, ShownHistory, ShownWal, WalGap};
 pub(crate) use storage::{StoredWal, WalStorage};
+pub(crate) use supply::{has_wal, with_archived_wal};
 
 use crate::{DecodedStore, Lsn, RepositoryError, RestorePoint};
 
@@ -89,12 +96,7 @@ impl WalArchive {
             let reason = format!("belongs to a backup with its WAL from {start} to {stop}");
             return Err(RepositoryError::corrupt(any, reason));
         }
-        let mut held: BTreeMap<u32, BTreeSet<u64>> = BTreeMap::new();
-        for name in names.segments() {
-            if let Some((timeline, number)) = names::parse_segment(name, segment_bytes) {
-                held.entry(timeline).or_default().insert(number);
-            }
-        }
+        let held = HeldSegments::of(&names, segment_bytes);
         let histories = self.histories(&names)?;
         let parsed: Vec<&History> = histories.iter().map(|(history, _)| history).collect();
         let chosen = choose(&begins, &held, &parsed);

@@ -452,6 +452,72 @@ fn check_listed_by_beginning(zone: &str) {
 }
 
 #[test]
+fn wal_that_a_backup_lacks_comes_from_the_archive_or_is_missed_by_name() {
+    const SEGMENT: &str = "000000010000000000000020";
+    let repository = plain();
+    let directory = repository.path().join("b");
+    std::fs::remove_file(directory.join("pg_wal").join(SEGMENT)).unwrap();
+    add_manifest(&directory, |text| text);
+    let archive = tempfile::tempdir().unwrap();
+    let open = || {
+        let options = OpenOptions {
+            wal_archive: Some(archive.path().to_owned()),
+            ..OpenOptions::default()
+        };
+        let opened = open_repository(repository.path(), options).unwrap();
+        opened.open(BackupChoice::Label("b"))
+    };
+    let refused = |wanted: &str| {
+        let error = open().map(drop).unwrap_err();
+        assert!(error.is_permanent(), "{error}");
+        assert!(error.to_string().contains(wanted), "{error}");
+    };
+    refused("is not in the WAL archive");
+
+    let mut content = vec![2; 1 << 20];
+    content[..2].copy_from_slice(&0xD110_u16.to_ne_bytes());
+    content[32..36].copy_from_slice(&(1_u32 << 20).to_ne_bytes());
+    let segment = archive.path().join(SEGMENT);
+    let check = || {
+        let backup = open().unwrap();
+        let (file, _) = backup
+            .tree()
+            .find_file(&format!("pg_wal/{SEGMENT}"))
+            .unwrap();
+        let mut found = vec![0; content.len() + 1];
+        assert_eq!(backup.read_at(file, 0, &mut found).unwrap(), content.len());
+        assert!(found[..content.len()] == content);
+        let ends = backup.restore_point().recoverable.to_lsn.unwrap();
+        assert_eq!(ends.to_string(), "0/2000100");
+    };
+    std::fs::write(&segment, &content[..1000]).unwrap();
+    refused("has 1000 bytes, and a WAL segment 1048576");
+    std::fs::write(&segment, &content).unwrap();
+    check();
+    let partial = segment.with_extension("partial");
+    std::fs::rename(&segment, &partial).unwrap();
+    refused(SEGMENT);
+    std::fs::remove_file(&partial).unwrap();
+    std::fs::write(segment.with_extension("xz"), pipe("xz", &content)).unwrap();
+    check();
+
+    std::fs::remove_file(directory.join("backup_manifest")).unwrap();
+    refused("nothing else says where the backup ends");
+    let history = archive.path().join(format!("{SEGMENT}.00000028.backup"));
+    let ends = |at: &str| {
+        format!(
+            "START WAL LOCATION: 0/2000028 (file {SEGMENT})\nSTOP WAL LOCATION: {at} (file {SEGMENT})\n"
+        )
+    };
+    std::fs::write(&history, ends("0/2000100")).unwrap();
+    check();
+    std::fs::write(&history, ends("0/2100100")).unwrap();
+    refused("000000010000000000000021");
+    std::fs::write(&history, ends("FFFFFFFF/FFFFFFFF")).unwrap();
+    refused("has its WAL from 0/2000028 to");
+}
+
+#[test]
 fn a_compressed_backup_that_is_open_is_shared_until_it_changes() {
     let repository = plain();
     let (source, tar) = (repository.path().join("b"), repository.path().join("t"));

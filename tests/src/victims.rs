@@ -75,6 +75,6 @@ impl Halted {
 impl Drop for Halted {
     fn drop(&mut self) {
         // It may have ended meanwhile.
-        let _ = kill_process(self.0, Signal::CONT);
+        kill_process(self.0, Signal::CONT).ok();
     }
 }

@@ -49,6 +49,12 @@ async fn rows(system: &TestSystem, detail: &SessionDetail) -> Result<String> {
     system.sql(detail, "shop", sql).await
 }
 
+/// What the list of backups says in JSON, whatever is wrong with some of them.
+async fn list_of_backups(system: &TestSystem) -> Result<String> {
+    let listed = system.explorer(&["--output", "json", "backups"]).await?;
+    Ok(String::from_utf8(listed.stdout)?)
+}
+
 async fn unpublish(system: &TestSystem, id: &str) -> Result<()> {
     let unpublished = system.explorer(&["unpublish", id]).await?;
     ensure!(unpublished.status.success(), "{unpublished:?}");
@@ -253,8 +259,17 @@ async fn recovery_of_a_backup_of_barman_goes_on_with_what_is_archived_and_stream
     let cluster = stage.cluster();
     fill(cluster)?;
     let id = stage.backup(barman::PLAIN, &[])?;
-    commit(cluster, "b-after")?;
+    let after = commit(cluster, "b-after")?;
     stage.run(&["archive-wal", barman::PLAIN])?;
+    // As if the configuration had been changed from bzip2 to xz.
+    let directory = after.get(..16).context("a segment")?;
+    let stored = stage
+        .server(barman::PLAIN)
+        .join(format!("wals/{directory}/{after}"));
+    let again = "bzip2 -dc \"$0\" | xz >\"$0.new\" && mv \"$0.new\" \"$0\"";
+    run(std::process::Command::new("sh")
+        .args(["-c", again])
+        .arg(&stored))?;
     cluster.psql("shop", "INSERT INTO orders VALUES ('c-received')")?;
     let received = cluster.psql("shop", "SELECT pg_walfile_name(pg_current_wal_lsn())")?;
     let received = received.trim();
@@ -309,6 +324,118 @@ async fn recovery_of_a_directory_goes_on_with_the_archive_that_is_configured() -
     let all = "a-before b-after c-promoted".to_owned();
     ensure!(published(&system, &[]).await? == (all, 3));
     ensure!(published(&system, &["--to", "immediate"]).await? == ("a-before".to_owned(), 3));
+    Ok(())
+}
+
+/// `pg_basebackup --wal-method=none`, with a manifest and without: the archive has what the backup lacks, or the backup is refused.
+#[tokio::test]
+async fn a_backup_without_wal_is_published_with_that_of_the_archive() -> Result<()> {
+    let archive = directory()?;
+    let mut original = TestPostgres::start_new(&installation(15)?)?;
+    let command = format!("cp %p {}/%f", archive.path().display());
+    for (name, value) in [("archive_mode", "on"), ("archive_command", &command)] {
+        let sql = format!("ALTER SYSTEM SET {name} = '{value}'");
+        original.psql("postgres", &sql)?;
+    }
+    original.stop("fast")?;
+    original.start()?;
+    fill(&original)?;
+    let backups = directory()?;
+    let none = "--wal-method=none".to_owned();
+    for (label, arguments) in [
+        ("listed", vec![none.clone()]),
+        ("unlisted", vec![none, "--no-manifest".to_owned()]),
+        ("whole", vec!["--no-manifest".to_owned()]),
+    ] {
+        let options = BackupOptions {
+            tar: label == "unlisted",
+            arguments,
+        };
+        original.backup(&backups.path().join(label), &options)?;
+        archived(&original)?;
+    }
+    let compressed = commit(&original, "b-after")?;
+    run(std::process::Command::new("xz").arg(archive.path().join(&compressed)))?;
+    let options = SystemOptions {
+        repository_lines: format!("wal_archive = \"{}\"\n", archive.path().display()),
+        ..SystemOptions::default()
+    };
+    let system = TestSystem::start_with(backups.path(), options).await?;
+    for label in ["listed", "unlisted", "whole"] {
+        let latest = ["--backup", label];
+        ensure!(
+            published(&system, &latest).await?.0 == "a-before b-after",
+            "{label}"
+        );
+        let immediate = ["--backup", label, "--to", "immediate"];
+        ensure!(
+            published(&system, &immediate).await?.0 == "a-before",
+            "{label}"
+        );
+    }
+    // Where a backup without a manifest ends, the archive says; one with its WAL is listed without that, too.
+    let segments = |ending: &str| -> Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(archive.path())? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str());
+            if name.is_some_and(|name| name.ends_with(ending)) {
+                found.push(path);
+            }
+        }
+        Ok(found)
+    };
+    for path in segments(".backup")? {
+        std::fs::remove_file(path)?;
+    }
+    let text = list_of_backups(&system).await?;
+    ensure!(
+        text.contains("nothing else says where the backup ends"),
+        "{text}"
+    );
+    ensure!(text.contains("whole") && text.contains("listed"), "{text}");
+    for path in segments("")? {
+        std::fs::remove_file(path)?;
+    }
+    let text = list_of_backups(&system).await?;
+    ensure!(
+        text.contains("is not in the WAL archive, nor whole in the backup"),
+        "{text}"
+    );
+    Ok(())
+}
+
+/// What `pg_receivewal` left when it was stopped stays for ever where another program goes on.
+#[tokio::test]
+async fn a_partial_segment_with_others_behind_it_is_told_as_a_gap() -> Result<()> {
+    let archive = directory()?;
+    let mut original = TestPostgres::start_new(&installation(15)?)?;
+    let command = format!("cp %p {}/%f", archive.path().display());
+    for (name, value) in [("archive_mode", "on"), ("archive_command", &command)] {
+        let sql = format!("ALTER SYSTEM SET {name} = '{value}'");
+        original.psql("postgres", &sql)?;
+    }
+    original.stop("fast")?;
+    original.start()?;
+    fill(&original)?;
+    let backups = directory()?;
+    original.backup(&backups.path().join("monday"), &BackupOptions::default())?;
+    commit(&original, "b-after")?;
+    let stale = commit(&original, "c-stale")?;
+    commit(&original, "d-behind")?;
+    let whole = archive.path().join(&stale);
+    let partial = archive.path().join(format!("{stale}.partial"));
+    std::fs::rename(&whole, &partial)?;
+    let file = std::fs::OpenOptions::new().write(true).open(&partial)?;
+    file.set_len(0)?;
+    let options = SystemOptions {
+        repository_lines: format!("wal_archive = \"{}\"\n", archive.path().display()),
+        ..SystemOptions::default()
+    };
+    let system = TestSystem::start_with(backups.path(), options).await?;
+    let text = serde_json::to_string(&system.explorer_json(&["backups"]).await?)?;
+    ensure!(text.contains(&stale), "{text}");
+    ensure!(published(&system, &[]).await?.0 == "a-before b-after");
     Ok(())
 }
 

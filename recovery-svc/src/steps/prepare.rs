@@ -50,7 +50,7 @@ pub(super) async fn run(run: Run<'_>) -> Result<StepOutcome, Problem> {
         && state.spec.recovery_target == RecoveryTarget::Latest
     {
         let text = format!(
-            "the archive of WAL has a gap: {} is missing, the next is {}; recovery ends before the gap",
+            "the archive of WAL has a gap: {} is missing or not whole, the next is {}; recovery ends before the gap",
             gap.first_missing, gap.next
         );
         run.progress(Step::Prepare, text, (None, None)).await;

@@ -8,9 +8,9 @@ use super::layout::slow_layout;
 use super::server::{Server, is_backup_id};
 use super::wal::{WalRange, find_wal};
 use super::wal_storage::BarmanWal;
-use super::with_wal::{BackupWithWal, Parts};
 use crate::pg_basebackup::{Place, Siblings, TablespaceDirectory, Wal, open_backup};
 use crate::wal_archive::shared;
+use crate::with_wal::{BackupWithWal, Parts};
 use crate::{
     Backup, BackupChoice, BackupFormat, OpenOptions, Repository, RepositoryError, RestorePoint,
     RestorePoints, WalArchive, WalArchives,
@@ -129,7 +129,7 @@ impl BarmanRepository {
         )?;
         Ok(Arc::new(BackupWithWal::new(Parts {
             backup,
-            server: Arc::clone(&self.server),
+            storage: Arc::clone(self.server.storage()),
             segments,
             segment_bytes: info.segment_bytes,
             restore_point,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::backup_info::{INFO_BYTES_MAX, Status, parse_backup_info};
 use crate::RepositoryError;
@@ -11,7 +12,7 @@ use crate::storage::{Storage, StorageFile};
 /// An opened directory of a server.
 #[derive(Debug)]
 pub(super) struct Server {
-    storage: Storage,
+    storage: Arc<Storage>,
     pub(super) path: PathBuf,
 }
 
@@ -26,9 +27,14 @@ impl Server {
             false => only_server(&path, &shown)?,
         };
         Ok(Self {
-            storage: Storage::directory(&path)?,
+            storage: Arc::new(Storage::directory(&path)?),
             path,
         })
+    }
+
+    /// What holds it.
+    pub(super) fn storage(&self) -> &Arc<Storage> {
+        &self.storage
     }
 
     /// Opens a file by its path below the server's directory.

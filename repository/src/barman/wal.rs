@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::server::Server;
 use crate::pg_basebackup::segment_name;
-use crate::pgbackrest::{Compression, Decoding, Framing, StoredRange};
+use crate::pgbackrest::{Compression, StoredRange};
 use crate::wal_archive::{MAGIC_BYTES, WalHead, compression_of};
+use crate::with_wal::Segment;
 use crate::{Lsn, RepositoryError};
 
 /// Most segments of one backup: 64 TiB with the largest segments, 1 TiB with the usual ones.
@@ -21,28 +22,6 @@ pub(super) struct WalRange {
     pub(super) segment_bytes: u64,
     /// The cluster that the WAL must be of, if known.
     pub(super) system_identifier: Option<u64>,
-}
-
-/// A WAL segment as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Segment {
-    /// Its name in `pg_wal`.
-    pub(super) name: String,
-    /// Its path below the server's directory.
-    pub(super) path: String,
-    pub(super) compression: Compression,
-    pub(super) stored_bytes: u64,
-}
-
-impl Segment {
-    /// How its bytes become WAL.
-    pub(super) fn decoding(&self) -> Decoding<'static> {
-        Decoding {
-            compression: self.compression,
-            framing: Framing::Standard,
-            passphrase: None,
-        }
-    }
 }
 
 /// Finds the segments, and sees that the first is WAL of this cluster.
@@ -86,7 +65,7 @@ fn find_segment(
             RepositoryError::unsupported(
                 &path,
                 what,
-                "have Barman keep WAL with compression gzip, bzip2, zstd, lz4 or none, and without encryption",
+                "have Barman keep WAL with compression gzip, bzip2, xz, zstd, lz4 or none, and without encryption",
             )
         })?;
         if compression == Compression::None && stored_bytes != segment_bytes {

@@ -49,7 +49,10 @@ impl WalStorage for BarmanWal {
             }
         }
         for file in self.server.names("streaming")? {
-            found.add(file.strip_suffix(PARTIAL).unwrap_or(&file))?;
+            match file.strip_suffix(PARTIAL) {
+                Some(name) => found.add_partial(name)?,
+                None => found.add(&file)?,
+            }
         }
         Ok(Arc::new(found))
     }

@@ -20,7 +20,8 @@ pub(crate) struct Spill {
     /// What the pieces are of, for errors.
     name: String,
     store: Arc<DecodedStore>,
-    file: File,
+    /// Made when the first piece is kept.
+    file: Option<File>,
     space: Space,
     end: u64,
 }
@@ -34,15 +35,14 @@ pub(crate) struct SpillPlace {
 
 impl Spill {
     /// An empty one for pieces of what is called `name`.
-    pub(crate) fn new(store: &Arc<DecodedStore>, name: &str) -> Result<Self, RepositoryError> {
-        let file = tempfile::tempfile_in(&store.limits.directory);
-        Ok(Self {
+    pub(crate) fn new(store: &Arc<DecodedStore>, name: &str) -> Self {
+        Self {
             name: name.to_owned(),
-            file: file.map_err(|error| store.unusable("make", error))?,
+            file: None,
             space: Space::new(&store.space),
             store: Arc::clone(store),
             end: 0,
-        })
+        }
     }
 
     /// Keeps a piece; refuses it where the place has no room left.
@@ -53,7 +53,12 @@ impl Spill {
         if !self.store.make_room(&mut self.space, count, ROOM_WAIT) {
             return Err(self.no_room());
         }
-        let written = self.file.write_all_at(&stored, self.end);
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => tempfile::tempfile_in(&self.store.limits.directory)
+                .map_err(|error| self.store.unusable("make", error))?,
+        };
+        let written = self.file.insert(file).write_all_at(&stored, self.end);
         written.map_err(|error| self.store.unusable("write", error))?;
         let place = SpillPlace {
             offset: self.end,
@@ -70,14 +75,14 @@ impl Spill {
         size_bytes: usize,
     ) -> Result<Vec<u8>, RepositoryError> {
         let mut stored = vec![0; place.stored_bytes as usize];
-        self.file
-            .read_exact_at(&mut stored, place.offset)
+        let file = self.file.as_ref().ok_or(std::io::ErrorKind::NotFound);
+        file.map_err(std::io::Error::from)
+            .and_then(|file| file.read_exact_at(&mut stored, place.offset))
             .and_then(|()| zstd::bulk::decompress(&stored, size_bytes))
             .map_err(|error| self.store.unusable("read", error))
     }
 
     /// How many bytes are kept.
-    #[cfg(test)]
     pub(crate) fn kept_bytes(&self) -> u64 {
         self.end
     }

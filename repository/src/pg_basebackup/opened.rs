@@ -18,13 +18,14 @@ use crate::handles::Handles;
 use crate::restore_point::{BackupFormat, RestorePoint, Tablespace};
 use crate::storage::StorageFile;
 use crate::tree::{EntryKind, FileIndex, Location, Tree, TreeBuilder, within_file};
+use crate::wal_archive::has_wal;
 use crate::{OpenOptions, RepositoryError};
 
 mod check;
 mod damaged;
 mod outline;
 
-pub(crate) use outline::{began_in_archive, describe_backup, known_of_archive};
+pub(crate) use outline::{began_in_archive, known_of_archive, outline_of};
 
 use check::no_control;
 pub(crate) use check::{Facts, segment_name};
@@ -54,6 +55,8 @@ pub(crate) struct TablespaceDirectory {
 pub(crate) enum Wal {
     /// In the backup; without it, the backup is refused.
     InBackup,
+    /// In the backup, or nowhere in it: then the caller sees to it.
+    InBackupIfAny,
     /// In an archive: the caller sees to it.
     Elsewhere,
 }
@@ -101,18 +104,19 @@ pub(crate) fn open_backup(
     options: &OpenOptions,
 ) -> Result<Arc<dyn Backup>, RepositoryError> {
     let open = || open_anew(place, siblings, wal, options);
-    match (&options.decoded, compressed_identity(place)) {
+    match (&options.decoded, compressed_identity(place, wal)) {
         (Some(store), Some(identity)) => store.shared().get(identity, open),
         _ => open(),
     }
 }
 
 /// What a backup with compressed archives is on disk; none for others, and where something is wrong, for which opening it has the words.
-fn compressed_identity(place: &Place<'_>) -> Option<Identity> {
+fn compressed_identity(place: &Place<'_>, wal: Wal) -> Option<Identity> {
     if place.has("PG_VERSION") {
         return None;
     }
-    let mut identity = Identity::new(&place.label);
+    // What was checked of its WAL is not the same for everybody.
+    let mut identity = Identity::new(&format!("{} {wal:?}", place.label));
     for name in compressed_archives(&place.path).ok()?? {
         let metadata = place.path.join(&name).symlink_metadata().ok()?;
         identity.add(&name, &metadata);
@@ -132,7 +136,12 @@ fn open_anew(
 ) -> Result<Arc<dyn Backup>, RepositoryError> {
     let last = siblings.opened_last();
     let stored = last.get(&place.label, || Stored::open(place, options))?;
-    if wal == Wal::InBackup {
+    let is_needed = match wal {
+        Wal::InBackup => true,
+        Wal::InBackupIfAny => has_wal(&stored.layer.content.tree),
+        Wal::Elsewhere => false,
+    };
+    if is_needed {
         stored.check_wal()?;
     }
     match stored.facts.begins.incremental_from {

@@ -12,7 +12,7 @@ use crate::decoded::{DecodedLimits, DecodedStore};
 use crate::handles::Handles;
 use crate::name::parse_oid;
 use crate::restore_point::Tablespace;
-use crate::seekable::{Codec, FirstPass, Seekable, Stream};
+use crate::seekable::{Codec, FirstPass, Seekable, Stored, Stream};
 use crate::storage::{SizedFile, StorageFile};
 use crate::tree::{Found, Location, TreeBuilder};
 use crate::{Limits, OpenOptions, RepositoryError};
@@ -81,7 +81,10 @@ impl TarFiles {
             .ok_or_else(|| RepositoryError::corrupt(path, "is in an archive that is not there"))?;
         let handle = handles.get(source, path, || self.open(archive))?;
         match &archive.seekable {
-            Some(seekable) => seekable.read_at(&handle, path, offset, buffer),
+            Some(seekable) => {
+                let stored: Arc<dyn Stored> = handle;
+                seekable.read_at(&stored, path, offset, buffer)
+            }
             None => {
                 let read = handle.read_pages_at(offset, buffer);
                 read.map_err(|error| RepositoryError::unreadable(path, "read", error))

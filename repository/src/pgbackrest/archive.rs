@@ -116,7 +116,7 @@ pub(super) fn archive_passphrase(stanza: &Stanza) -> Result<Option<Passphrase>, 
     stanza.info(&info, stanza.passphrase(), &read_archive_info)
 }
 
-fn read_archive_info(
+pub(super) fn read_archive_info(
     source: Box<dyn Read + Send>,
     file: &str,
 ) -> Result<Option<Passphrase>, RepositoryError> {

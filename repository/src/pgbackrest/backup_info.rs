@@ -5,6 +5,7 @@ use std::io::Read;
 
 use serde::Deserialize;
 
+use super::archive::read_archive_info;
 use super::info_file::read_info;
 use super::label::{label_kind, may_stand_on};
 use super::passphrase::Passphrase;
@@ -86,6 +87,15 @@ pub(crate) fn read_backup_info(
         check_references(&info, label, backup, file)?;
     }
     Ok(info)
+}
+
+/// Whether bytes are a `backup.info` and an `archive.info`; for fuzzing.
+pub fn info_files_are_sound(bytes: &[u8]) -> bool {
+    let archive = read_archive_info(
+        Box::new(std::io::Cursor::new(bytes.to_vec())),
+        "archive.info",
+    );
+    read_backup_info(bytes, "backup.info").is_ok() && archive.is_ok()
 }
 
 /// A backup stands on older ones of its set: each of them has to be there.

@@ -12,8 +12,8 @@ use super::passphrase::Passphrase;
 
 /// First bytes of an encrypted file in standard framing.
 pub(crate) const MAGIC: &[u8; 8] = b"Salted__";
-const SALT_BYTES: usize = 8;
-const BLOCK_BYTES: usize = 16;
+pub(super) const SALT_BYTES: usize = 8;
+pub(super) const BLOCK_BYTES: usize = 16;
 /// Bytes decrypted at a time.
 const CHUNK_BYTES: usize = 1 << 16;
 
@@ -49,7 +49,7 @@ impl<R: Read> DecryptReader<R> {
             let mut magic = [0; MAGIC.len()];
             self.inner.read_exact(&mut magic)?;
             if &magic != MAGIC {
-                return Err(invalid("it does not begin as an encrypted file does"));
+                return Err(not_encrypted());
             }
         }
         let mut salt = [0; SALT_BYTES];
@@ -77,13 +77,11 @@ impl<R: Read> DecryptReader<R> {
         self.output_at = 0;
         let (blocks, odd) = aes::Block::slice_as_chunks_mut(&mut self.output);
         if !odd.is_empty() || (self.ended && blocks.is_empty()) {
-            return Err(invalid("its encrypted length is no multiple of 16 bytes"));
+            return Err(odd_length());
         }
         decryptor.decrypt_blocks(blocks);
         if self.ended {
-            let length = unpadded(&self.output).ok_or_else(|| {
-                invalid("it cannot be decrypted: the passphrase is another, or it is damaged")
-            })?;
+            let length = unpadded(&self.output).ok_or_else(other_passphrase)?;
             self.output.truncate(length);
         }
         self.decryptor = Some(decryptor);
@@ -110,8 +108,20 @@ fn invalid(reason: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason)
 }
 
+pub(super) fn not_encrypted() -> io::Error {
+    invalid("it does not begin as an encrypted file does")
+}
+
+pub(super) fn odd_length() -> io::Error {
+    invalid("its encrypted length is no multiple of 16 bytes")
+}
+
+pub(super) fn other_passphrase() -> io::Error {
+    invalid("it cannot be decrypted: the passphrase is another, or it is damaged")
+}
+
 /// Length without the padding of PKCS#7, if that is sound.
-fn unpadded(bytes: &[u8]) -> Option<usize> {
+pub(super) fn unpadded(bytes: &[u8]) -> Option<usize> {
     let count = *bytes.last()?;
     let sound = (1..=BLOCK_BYTES).contains(&usize::from(count));
     let length = bytes.len().checked_sub(usize::from(count))?;
@@ -120,7 +130,7 @@ fn unpadded(bytes: &[u8]) -> Option<usize> {
 }
 
 /// Key and initialisation vector, as OpenSSL's `EVP_BytesToKey` derives them with SHA-1 and one iteration.
-fn derive(passphrase: &[u8], salt: &[u8; SALT_BYTES]) -> ([u8; 32], [u8; BLOCK_BYTES]) {
+pub(super) fn derive(passphrase: &[u8], salt: &[u8; SALT_BYTES]) -> ([u8; 32], [u8; BLOCK_BYTES]) {
     let mut material = Vec::with_capacity(60);
     let mut last: Vec<u8> = Vec::new();
     while material.len() < 48 {
@@ -140,13 +150,13 @@ fn derive(passphrase: &[u8], salt: &[u8; SALT_BYTES]) -> ([u8; 32], [u8; BLOCK_B
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use std::io::Write;
     use std::process::{Command, Stdio};
 
     /// What `openssl enc` makes of these bytes.
-    fn encrypted(plain: &[u8]) -> Vec<u8> {
+    pub(in crate::pgbackrest) fn encrypted(plain: &[u8]) -> Vec<u8> {
         let arguments = "enc -aes-256-cbc -md sha1 -pass pass:secret";
         let mut openssl = Command::new("openssl")
             .args(arguments.split(' '))

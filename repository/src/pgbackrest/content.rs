@@ -6,21 +6,26 @@ use super::Framing;
 use super::archive::{ArchivedSegment, ArchivedWal};
 use super::blocks::BlockFile;
 use super::compression::Compression;
+use super::encrypted::{Decrypted, Encryption, Extent};
+use super::indexes::Indexes;
 use super::layout::LargeFiles;
 use super::manifest::{ManifestHead, NO_REFERENCE, StoredFile, stored_name};
 use super::passphrase::Passphrase;
 use super::stanza::Stanza;
 use super::stored::{Decoding, StoredRange};
 use super::whole_file::{WholeFile, WholeFileReader};
-use crate::RepositoryError;
 use crate::bounded_cache::{BoundedCache, CacheKey};
 use crate::decoded::{DecodedRead, DecodedStore};
 use crate::handles::Handles;
-use crate::storage::StorageFile;
+use crate::seekable::{FirstPass, Stored, Stream};
+use crate::storage::{StorageFile, is_of_storage};
 use crate::tree::{EntryKind, FileIndex, Tree, no_such_file, within_file};
+use crate::{Codec, RepositoryError};
 
 /// Largest file that is read and checked whole before any of its bytes is handed on.
 const WHOLE_BYTES_MAX: u64 = 1 << 20;
+/// Smallest file of which an index is kept.
+const INDEXED_BYTES_MIN: u64 = 4 << 20;
 
 /// What an opened backup consists of.
 #[derive(Debug)]
@@ -41,6 +46,8 @@ pub(super) struct Parts {
 pub(super) struct Content {
     parts: Parts,
     handles: Handles<StoredKey>,
+    /// Of files that were decoded before.
+    indexes: Arc<Indexes>,
     owner: u64,
 }
 
@@ -75,9 +82,11 @@ pub(super) enum Checked {
 
 impl Content {
     pub(super) fn new(parts: Parts, open_file_count: usize) -> Self {
+        let owner = parts.store.new_owner();
         Self {
-            owner: parts.store.new_owner(),
+            owner,
             handles: Handles::new(open_file_count),
+            indexes: Arc::new(Indexes::new(&parts.store, owner)),
             parts,
         }
     }
@@ -262,17 +271,14 @@ impl Content {
     /// The checksum of a file whose pieces count towards it as they are read: one that is neither decoded nor read whole.
     pub(super) fn counted_checksum(&self, file: FileIndex) -> Option<(&str, [u8; 20])> {
         let (path, size_bytes) = self.describe(file).ok()?;
-        let counts = |is_plain: bool| is_plain && size_bytes > WHOLE_BYTES_MAX;
+        let counts = |compression| compression == Compression::None && size_bytes > WHOLE_BYTES_MAX;
         let sha1 = match self.placed(file).ok()? {
             Placed::Stored(stored) => {
-                let decoding = self.decoding(self.parts.head.compression, Framing::Raw);
-                let counts = stored.is_in_blocks() || counts(decoding.is_plain());
+                let counts = stored.is_in_blocks() || counts(self.parts.head.compression);
                 stored.checksum().filter(|_| counts)
             }
             Placed::Segment(_, segment) => {
-                let is_plain = segment.compression == Compression::None;
-                let is_plain = is_plain && self.archive_passphrase().is_none();
-                Some(segment.sha1).filter(|_| counts(is_plain))
+                Some(segment.sha1).filter(|_| counts(segment.compression))
             }
         };
         Some((path, sha1?))
@@ -366,16 +372,11 @@ impl Content {
             }
             return Ok((count, Checked::Whole));
         }
-        if whole.decoding.is_plain() {
-            let (handle, place) = self.open_whole(whole)?;
-            let read = handle.read_pages_at(whole.offset + offset, buffer);
-            let read =
-                read.map_err(|error| RepositoryError::unreadable(whole.path, "read", error))?;
-            if read < buffer.len() {
-                let reason = format!("{place} has become shorter since the backup was opened");
-                return Err(RepositoryError::corrupt(whole.path, reason));
-            }
-            return Ok((read, Checked::Counts));
+        if whole.decoding.is_in_place() {
+            return match whole.decoding.passphrase {
+                None => self.read_plain(whole, offset, buffer),
+                Some(passphrase) => self.read_encrypted(whole, passphrase, offset, buffer),
+            };
         }
         let read = DecodedRead {
             owner: self.owner,
@@ -384,6 +385,15 @@ impl Content {
             size_bytes: whole.size_bytes,
             offset,
         };
+        if !self.parts.store.has(read, buffer.len())
+            && let Some(index) = self.indexes.find(whole.file, offset + buffer.len() as u64)
+        {
+            let (handle, place) = self.open_whole(whole)?;
+            let stored = self.stored(whole, handle, &place)?;
+            let seekable = index.seekable();
+            let count = seekable.read_at(&stored, whole.path, offset, buffer)?;
+            return Ok((count, Checked::Piece));
+        }
         let count = self
             .parts
             .store
@@ -393,6 +403,74 @@ impl Content {
             false => Checked::Piece,
         };
         Ok((count, checked))
+    }
+
+    /// Reads a file that is neither compressed nor encrypted.
+    fn read_plain(
+        &self,
+        whole: &Whole<'_>,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(usize, Checked), RepositoryError> {
+        let (handle, place) = self.open_whole(whole)?;
+        let read = handle.read_pages_at(whole.offset + offset, buffer);
+        let read = read.map_err(|error| RepositoryError::unreadable(whole.path, "read", error))?;
+        if read < buffer.len() {
+            let reason = format!("{place} has become shorter since the backup was opened");
+            return Err(RepositoryError::corrupt(whole.path, reason));
+        }
+        Ok((read, Checked::Counts))
+    }
+
+    /// Reads a file that is encrypted, and not compressed.
+    fn read_encrypted(
+        &self,
+        whole: &Whole<'_>,
+        passphrase: &Passphrase,
+        offset: u64,
+        buffer: &mut [u8],
+    ) -> Result<(usize, Checked), RepositoryError> {
+        let (handle, place) = self.open_whole(whole)?;
+        let decrypted = self.decrypted(whole, passphrase, extent(whole, handle), &place)?;
+        let found = decrypted.encryption.plain_bytes();
+        if found != whole.size_bytes {
+            let told = whole.size_bytes;
+            let reason = format!("{place} holds {found} bytes, and {told} in the manifest");
+            return Err(RepositoryError::corrupt(whole.path, reason));
+        }
+        let read = decrypted.read_at(offset, buffer);
+        let read = read.map_err(|error| explain(whole.path, &place, error))?;
+        Ok((read, Checked::Counts))
+    }
+
+    /// What a file's stored bytes are decompressed from, read at random.
+    fn stored(
+        &self,
+        whole: &Whole<'_>,
+        handle: Arc<StorageFile>,
+        place: &str,
+    ) -> Result<Arc<dyn Stored>, RepositoryError> {
+        let extent = extent(whole, handle);
+        Ok(match whole.decoding.passphrase {
+            None => Arc::new(extent),
+            Some(passphrase) => Arc::new(self.decrypted(whole, passphrase, extent, place)?),
+        })
+    }
+
+    fn decrypted(
+        &self,
+        whole: &Whole<'_>,
+        passphrase: &Passphrase,
+        extent: Extent,
+        place: &str,
+    ) -> Result<Decrypted, RepositoryError> {
+        let key = self.cache_key(whole.file, [0; 3]);
+        let encryption: Arc<Encryption> = self.memory().get(key, || {
+            let opened = Encryption::of(&extent, passphrase, whole.decoding.framing);
+            let opened = opened.map_err(|error| explain(whole.path, place, error))?;
+            Ok((opened, size_of::<Encryption>()))
+        })?;
+        Ok(Decrypted { encryption, extent })
     }
 
     fn reader(&self, whole: &Whole<'_>) -> Result<WholeFileReader, RepositoryError> {
@@ -406,8 +484,41 @@ impl Content {
             size_bytes: whole.size_bytes,
             sha1: whole.sha1,
         };
-        let range = StoredRange::new(handle, whole.offset, whole.stored_bytes);
-        WholeFileReader::new(file, range, whole.decoding)
+        let Some(codec) = self.codec_of_index(whole) else {
+            let range = StoredRange::new(handle, whole.offset, whole.stored_bytes);
+            return WholeFileReader::new(file, range, whole.decoding);
+        };
+        let stream = Stream {
+            name: file.place.clone(),
+            codec,
+            store: Arc::clone(&self.parts.store),
+            owner: self.parts.store.new_owner(),
+            number: 0,
+        };
+        let stored = self.stored(whole, handle, &file.place)?;
+        let pass = FirstPass::new(stream, stored, whole.stored_bytes);
+        let pass = pass.map_err(|error| error.within(whole.path))?.optional();
+        let (indexes, number) = (Arc::clone(&self.indexes), whole.file);
+        let keep = Box::new(move |seen| indexes.keep(number, seen));
+        Ok(WholeFileReader::kept(file, pass, keep))
+    }
+
+    /// The codec of a file of which an index is worth while: to make one slows decoding down, and nobody needs it as long as
+    /// decoded files can stay.
+    fn codec_of_index(&self, whole: &Whole<'_>) -> Option<Codec> {
+        let store = &self.parts.store;
+        if whole.size_bytes > store.disk_bytes_max() / 2 {
+            // Indexes must not take the room that it needs.
+            store.indexes().clear();
+            return None;
+        }
+        let is_short = self.parts.tree.size_bytes() > store.disk_bytes_max() || store.has_evicted();
+        let is_worth_it = is_short && whole.size_bytes >= INDEXED_BYTES_MIN;
+        let codec = whole
+            .decoding
+            .compression
+            .seekable_codec(whole.decoding.framing);
+        codec.filter(|_| is_worth_it)
     }
 
     /// Opens what holds a file, and compares its length with what the manifest has.
@@ -446,6 +557,22 @@ struct Whole<'a> {
     stored_bytes: u64,
     sha1: Option<[u8; 20]>,
     decoding: Decoding<'a>,
+}
+
+fn extent(whole: &Whole<'_>, handle: Arc<StorageFile>) -> Extent {
+    Extent {
+        file: handle,
+        offset: whole.offset,
+        length: whole.stored_bytes,
+    }
+}
+
+/// The error of reading what is encrypted.
+fn explain(path: &str, place: &str, error: std::io::Error) -> RepositoryError {
+    match is_of_storage(&error) {
+        true => RepositoryError::unreadable(format!("{path} ({place})"), "read", error),
+        false => RepositoryError::corrupt(path, format!("{place} cannot be decoded: {error}")),
+    }
 }
 
 fn lost_map(path: &str, blocks: &str) -> RepositoryError {

@@ -87,6 +87,11 @@ pub(crate) struct Decoding<'a> {
 }
 
 impl Decoding<'_> {
+    /// Whether any byte can be read where it is stored: as it is there, or decrypted.
+    pub(crate) fn is_in_place(&self) -> bool {
+        self.compression == Compression::None
+    }
+
     /// Whether stored bytes stand for themselves.
     pub(crate) fn is_plain(&self) -> bool {
         self.compression == Compression::None && self.passphrase.is_none()

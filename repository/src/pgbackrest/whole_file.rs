@@ -7,6 +7,8 @@ use sha1::{Digest, Sha1};
 use super::stored::{Decoding, ReadFailure, StoredRange};
 use crate::RepositoryError;
 use crate::decoded::ByteSource;
+use crate::pg_basebackup::ReadAt;
+use crate::seekable::{FirstPass, Seekable};
 
 /// What is known of a file.
 #[derive(Debug, Clone)]
@@ -24,10 +26,24 @@ pub(crate) struct WholeFile {
 /// Decodes a file; the read that completes it fails if its size or checksum is another.
 pub(crate) struct WholeFileReader {
     file: WholeFile,
-    decoder: Box<dyn Read + Send>,
-    failure: ReadFailure,
+    source: Source,
     hasher: Sha1,
     left: u64,
+    is_failed: bool,
+}
+
+/// Takes what was seen of a file when its decoding ends, at its end or before, unless it failed.
+pub(crate) type Keep = Box<dyn FnMut(Seekable) + Send>;
+
+enum Source {
+    Forward {
+        decoder: Box<dyn Read + Send>,
+        failure: ReadFailure,
+    },
+    Kept {
+        pass: Option<Box<FirstPass>>,
+        keep: Keep,
+    },
 }
 
 impl WholeFileReader {
@@ -40,13 +56,23 @@ impl WholeFileReader {
         let decoder = decoding
             .decoder(range)
             .map_err(|error| failure.explain(&file.path, &file.place, &error))?;
-        Ok(Self {
+        Ok(Self::begin(file, Source::Forward { decoder, failure }))
+    }
+
+    /// The same of a file that is to be read at random later.
+    pub(crate) fn kept(file: WholeFile, pass: FirstPass, keep: Keep) -> Self {
+        let pass = Some(Box::new(pass));
+        Self::begin(file, Source::Kept { pass, keep })
+    }
+
+    fn begin(file: WholeFile, source: Source) -> Self {
+        Self {
             left: file.size_bytes,
             file,
-            decoder,
-            failure,
+            source,
             hasher: Sha1::new(),
-        })
+            is_failed: false,
+        }
     }
 
     /// The whole content, for files that are small.
@@ -61,27 +87,29 @@ impl WholeFileReader {
     }
 
     fn fill(&mut self, buffer: &mut [u8]) -> Result<usize, RepositoryError> {
-        loop {
-            match self.decoder.read(buffer) {
-                Ok(count) => return Ok(count),
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    let at = self.file.size_bytes - self.left;
-                    let place = format!("byte {at} in {}", self.file.place);
-                    return Err(self.failure.explain(&self.file.path, &place, &error));
+        let at = self.file.size_bytes - self.left;
+        match &mut self.source {
+            Source::Kept { pass, .. } => match pass {
+                Some(pass) => {
+                    let read = pass.read_at(at, buffer);
+                    read.map_err(|error| error.within(&self.file.path))
                 }
-            }
+                None => Ok(0),
+            },
+            Source::Forward { decoder, failure } => loop {
+                match decoder.read(buffer) {
+                    Ok(count) => return Ok(count),
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(error) => {
+                        let place = format!("byte {at} in {}", self.file.place);
+                        return Err(failure.explain(&self.file.path, &place, &error));
+                    }
+                }
+            },
         }
     }
 
-    fn corrupt(&self, reason: &str) -> RepositoryError {
-        let place = &self.file.place;
-        RepositoryError::corrupt(&self.file.path, format!("{reason} (stored in {place})"))
-    }
-}
-
-impl ByteSource for WholeFileReader {
-    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, RepositoryError> {
+    fn read_on(&mut self, buffer: &mut [u8]) -> Result<usize, RepositoryError> {
         let wanted = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
         let buffer = buffer.get_mut(..wanted).unwrap_or_default();
         let count = self.fill(buffer)?;
@@ -105,5 +133,31 @@ impl ByteSource for WholeFileReader {
             }
         }
         Ok(count)
+    }
+
+    fn corrupt(&self, reason: &str) -> RepositoryError {
+        let place = &self.file.place;
+        RepositoryError::corrupt(&self.file.path, format!("{reason} (stored in {place})"))
+    }
+}
+
+impl ByteSource for WholeFileReader {
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, RepositoryError> {
+        let read = self.read_on(buffer);
+        self.is_failed |= read.is_err();
+        read
+    }
+}
+
+impl Drop for WholeFileReader {
+    fn drop(&mut self) {
+        if let Source::Kept { pass, keep } = &mut self.source
+            && let Some(pass) = pass.take().filter(|_| !self.is_failed)
+        {
+            match pass.so_far() {
+                Ok(seen) => keep(seen),
+                Err(error) => tracing::debug!(%error, "keep what was seen of a file"),
+            }
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::{self, Read};
 use std::sync::Arc;
 
+use super::bzip2::Bzip2Decoder;
 use super::gzip::GzipDecoder;
 use super::input::{Input, Stored};
 use super::lz4::Lz4Decoder;
@@ -17,6 +18,8 @@ pub enum Codec {
     Lz4,
     /// Zstandard frames.
     Zstd,
+    /// bzip2, of one stream or more.
+    Bzip2,
 }
 
 impl fmt::Display for Codec {
@@ -25,6 +28,7 @@ impl fmt::Display for Codec {
             Self::Gzip => "gzip",
             Self::Lz4 => "lz4",
             Self::Zstd => "zstd",
+            Self::Bzip2 => "bzip2",
         })
     }
 }
@@ -57,6 +61,8 @@ pub(super) enum ResumeState {
     Deflate { bit_count: u8, bits: u8 },
     /// A block of LZ4 begins, in a frame of this kind.
     Lz4 { flags: u8, block_descriptor: u8 },
+    /// A block of bzip2 begins, at this bit of the byte, in a stream of this level.
+    Bzip2 { level: u8, bit: u8 },
 }
 
 impl Resume {
@@ -68,7 +74,7 @@ impl Resume {
     /// How many of the bytes decoded before the decoder needs.
     pub(super) fn window_bytes(&self) -> usize {
         match self.state {
-            ResumeState::Start => 0,
+            ResumeState::Start | ResumeState::Bzip2 { .. } => 0,
             ResumeState::Deflate { .. } => super::gzip::WINDOW_BYTES,
             ResumeState::Lz4 { flags, .. } => super::lz4::window_bytes(flags),
         }
@@ -85,7 +91,7 @@ impl Codec {
     /// Whether decoding can begin elsewhere than at the beginning.
     pub(super) fn has_places(self) -> bool {
         match self {
-            Self::Gzip | Self::Lz4 => true,
+            Self::Gzip | Self::Lz4 | Self::Bzip2 => true,
             Self::Zstd => false,
         }
     }
@@ -101,6 +107,7 @@ impl Codec {
         Ok(match self {
             Self::Gzip => Box::new(GzipDecoder::new(input, resume.state, window)),
             Self::Lz4 => Box::new(Lz4Decoder::new(input, resume.state, window)?),
+            Self::Bzip2 => Box::new(Bzip2Decoder::new(input, resume.state)),
             Self::Zstd => Box::new(Forward(zstd::stream::read::Decoder::with_buffer(input)?)),
         })
     }

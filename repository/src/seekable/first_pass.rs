@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use super::codec::{Decoder, Resume, Step};
 use super::input::Stored;
@@ -36,6 +37,10 @@ pub(crate) struct FirstPass {
     chunk_at: u64,
     ended: bool,
     keeper: Keeper,
+    /// Whether it may go on where nothing more can be kept.
+    is_optional: bool,
+    /// Where nothing more could be kept, decoded bytes from the beginning.
+    kept_until: Option<u64>,
 }
 
 impl FirstPass {
@@ -53,9 +58,19 @@ impl FirstPass {
             chunk_bytes: 0,
             chunk_at: 0,
             ended: false,
-            keeper: Keeper::new(&stream, stored_bytes)?,
+            keeper: Keeper::new(&stream, stored_bytes),
+            is_optional: false,
+            kept_until: None,
             stream,
         })
+    }
+
+    /// The same for a reader who goes on where there is no room to keep what reading at random takes.
+    pub(crate) fn optional(self) -> Self {
+        Self {
+            is_optional: true,
+            ..self
+        }
     }
 
     fn decoded_bytes(&self) -> u64 {
@@ -72,15 +87,39 @@ impl FirstPass {
                 Step::Bytes(count) => {
                     self.chunk_at += self.chunk_bytes as u64;
                     self.chunk_bytes = count;
-                    let bytes = self.chunk.get(..count).unwrap_or_default();
-                    self.keeper.bytes(&self.stream, bytes)?;
+                    if self.kept_until.is_none() {
+                        let bytes = self.chunk.get(..count).unwrap_or_default();
+                        let kept = self.keeper.bytes(&self.stream, bytes);
+                        self.see(kept)?;
+                    }
                     return Ok(true);
                 }
-                Step::Place(resume) => self.keeper.place(resume)?,
+                Step::Place(resume) if self.kept_until.is_none() => {
+                    let kept = self.keeper.place(resume);
+                    self.see(kept)?;
+                }
+                Step::Place(_) => {}
                 Step::End => self.ended = true,
             }
         }
         Ok(false)
+    }
+
+    fn see(&mut self, kept: Result<(), RepositoryError>) -> Result<(), RepositoryError> {
+        match kept {
+            Err(error) if self.is_optional => {
+                tracing::debug!(%error, "keep what reading at random takes");
+                self.kept_until = Some(self.keeper.forget_open());
+                Ok(())
+            }
+            kept => kept,
+        }
+    }
+
+    /// What has been seen so far, to be read at random.
+    pub(crate) fn so_far(self) -> Result<Seekable, RepositoryError> {
+        let size_bytes = self.kept_until.unwrap_or_else(|| self.decoded_bytes());
+        self.keeper.finish(self.stream, size_bytes)
     }
 
     /// Goes on to the end. What is damaged from here on is told beside what can be read.
@@ -163,9 +202,9 @@ enum Kind {
 }
 
 impl Keeper {
-    fn new(stream: &Stream, stored_bytes: u64) -> Result<Self, RepositoryError> {
-        Ok(Self {
-            spill: Spill::new(&stream.store, &stream.name)?,
+    fn new(stream: &Stream, stored_bytes: u64) -> Self {
+        Self {
+            spill: Spill::new(&stream.store, &stream.name),
             stretches: Vec::new(),
             open: Open {
                 start: 0,
@@ -183,7 +222,7 @@ impl Keeper {
                     pending: Vec::new(),
                 },
             },
-        })
+        }
     }
 
     fn bytes(&mut self, stream: &Stream, mut bytes: &[u8]) -> Result<(), RepositoryError> {
@@ -234,6 +273,12 @@ impl Keeper {
         Ok(())
     }
 
+    /// Forgets the stretch that has begun, and says where it did.
+    fn forget_open(&mut self) -> u64 {
+        self.open.bytes = 0;
+        self.open.start
+    }
+
     /// Ends the open stretch and begins the next.
     fn close(&mut self, place: Resume, window: Option<SpillPlace>) {
         let next = Open {
@@ -280,6 +325,7 @@ impl Keeper {
             stretches: self.stretches,
             size_bytes,
             spill: self.spill,
+            again_bytes: AtomicU64::new(0),
         })
     }
 }

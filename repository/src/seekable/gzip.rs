@@ -62,7 +62,7 @@ impl GzipDecoder {
                 let inflate = DecompressorOxide::from_block_boundary_state(&boundary);
                 (State::Body, inflate)
             }
-            ResumeState::Start | ResumeState::Lz4 { .. } => {
+            ResumeState::Start | ResumeState::Lz4 { .. } | ResumeState::Bzip2 { .. } => {
                 (State::Header { first: true }, DecompressorOxide::new())
             }
         };

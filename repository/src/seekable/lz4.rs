@@ -92,7 +92,9 @@ impl Lz4Decoder {
                 frame: Frame::new(flags, block_descriptor)?,
                 is_told: true,
             },
-            ResumeState::Start | ResumeState::Deflate { .. } => State::Header { first: true },
+            ResumeState::Start | ResumeState::Deflate { .. } | ResumeState::Bzip2 { .. } => {
+                State::Header { first: true }
+            }
         };
         Ok(Self {
             input,

@@ -20,7 +20,7 @@ impl StoredWal {
                 return Err(RepositoryError::unsupported(
                     &self.path,
                     what,
-                    "keep WAL with compression gzip, bzip2, zstd, lz4 or none, and without encryption",
+                    "keep WAL with compression gzip, bzip2, xz, zstd, lz4 or none, and without encryption",
                 ));
             }
         }
@@ -30,11 +30,12 @@ impl StoredWal {
 
 /// How a segment is compressed. What it is, else.
 pub(crate) fn compression_of(beginning: &[u8]) -> Result<Compression, &'static str> {
-    const KNOWN: [(&[u8], Compression); 4] = [
+    const KNOWN: [(&[u8], Compression); 5] = [
         (b"\x1f\x8b\x08", Compression::Gz),
         (b"BZh", Compression::Bz2),
         (b"\x28\xb5\x2f\xfd", Compression::Zst),
         (b"\x04\x22\x4d\x18", Compression::Lz4),
+        (b"\xfd7zXZ\0", Compression::Xz),
     ];
     let known = KNOWN.iter().find(|(magic, _)| beginning.starts_with(magic));
     if let Some((_, compression)) = known {
@@ -43,7 +44,6 @@ pub(crate) fn compression_of(beginning: &[u8]) -> Result<Compression, &'static s
     // XLOG_PAGE_MAGIC has been 0xD0xx and 0xD1xx, in the machine's byte order.
     match beginning {
         [_, 0xD0 | 0xD1, ..] => Ok(Compression::None),
-        [0xFD, b'7', b'z', b'X', b'Z', 0] => Err("is compressed by xz, which cannot be read"),
         [0xFF, 0x06, 0, 0, b's', b'N'] => Err("is compressed by snappy, which cannot be read"),
         _ => Err(
             "is no WAL and no WAL compressed in a way that is known: encrypted, or by a filter of its own",
@@ -63,7 +63,7 @@ mod tests {
             (b"BZh91A", Some(Compression::Bz2)),
             (b"\x28\xb5\x2f\xfd\0\0", Some(Compression::Zst)),
             (b"\x04\x22\x4d\x18\0\0", Some(Compression::Lz4)),
-            (b"\xfd7zXZ\0", None),
+            (b"\xfd7zXZ\0", Some(Compression::Xz)),
             (b"\xff\x06\0\0sN", None),
             (b"\0\0\0\0\0\0", None),
             (b"", None),

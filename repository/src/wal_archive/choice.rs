@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::history::History;
-use super::names::segment_name;
+use super::names::{ArchiveNames, parse_segment, segment_name};
 use super::shown::{SegmentRun, WalGap};
 use crate::Lsn;
 
@@ -25,15 +25,52 @@ pub(super) struct Chosen {
     pub(super) gap: Option<WalGap>,
 }
 
-/// Chooses: from the backup's start along the newest timeline that comes from it, up to the first segment that is missing.
+/// The segments that an archive has, by timeline and number.
+#[derive(Debug, Clone, Default)]
+pub(super) struct HeldSegments {
+    /// All of them.
+    all: BTreeMap<u32, BTreeSet<u64>>,
+    /// Those of which only a part is there.
+    partial: BTreeSet<(u32, u64)>,
+}
+
+impl HeldSegments {
+    /// The segments among an archive's names.
+    pub(super) fn of(names: &ArchiveNames, segment_bytes: u64) -> Self {
+        let mut held = Self::default();
+        for name in names.segments() {
+            if let Some((timeline, number)) = parse_segment(name, segment_bytes) {
+                held.add(timeline, number);
+                if names.is_partial(name) {
+                    held.partial.insert((timeline, number));
+                }
+            }
+        }
+        held
+    }
+
+    fn add(&mut self, timeline: u32, number: u64) {
+        self.all.entry(timeline).or_default().insert(number);
+    }
+
+    /// The numbers of one timeline's.
+    pub(super) fn of_timeline(&self, timeline: u32) -> Option<&BTreeSet<u64>> {
+        self.all.get(&timeline)
+    }
+
+    /// The timelines, each with its first segment.
+    pub(super) fn firsts(&self) -> impl Iterator<Item = (u32, u64)> {
+        let firsts = self.all.iter();
+        firsts.filter_map(|(timeline, numbers)| Some((*timeline, *numbers.first()?)))
+    }
+}
+
+/// Chooses: from the backup's start along the newest timeline that comes from it, up to the first segment that is missing or of
+/// which only a part is there: recovery ends in it.
 ///
 /// A segment in which a timeline was left is taken from its successor, which has all of it up to there; the old one's may go on
 /// with what never was on the new one. What recovery needs up to the backup's end the backup brings along, if need be.
-pub(super) fn choose(
-    begins: &Begins,
-    held: &BTreeMap<u32, BTreeSet<u64>>,
-    histories: &[&History],
-) -> Chosen {
+pub(super) fn choose(begins: &Begins, held: &HeldSegments, histories: &[&History]) -> Chosen {
     let size = begins.segment_bytes;
     let path = newest_path(begins, histories);
     let timeline_at = |number: u64| {
@@ -41,7 +78,7 @@ pub(super) fn choose(
         part.map_or(begins.timeline, |(timeline, _)| *timeline)
     };
     let has = |timeline: u32, number: u64| {
-        held.get(&timeline)
+        held.of_timeline(timeline)
             .is_some_and(|numbers| numbers.contains(&number))
     };
     let last_of_backup = begins.stop_lsn.0.saturating_sub(1) / size;
@@ -51,24 +88,30 @@ pub(super) fn choose(
         gap: None,
     };
     let mut number = begins.start_lsn.0 / size;
-    loop {
+    // The one that is missing, wholly or partly.
+    let lacking = loop {
         let timeline = timeline_at(number);
         let is_brought = number <= last_of_backup && timeline == begins.timeline;
-        if has(timeline, number) {
+        let is_partial = held.partial.contains(&(timeline, number));
+        // Recovery takes from the archive what is there rather than the whole one that the backup brings.
+        if has(timeline, number) && !(is_partial && is_brought) {
             extend(&mut chosen.runs, timeline, number);
         } else if !is_brought {
-            break;
+            break number;
         }
         chosen.target_timeline = timeline;
         number += 1;
-    }
+        if is_partial && !is_brought {
+            break number - 1;
+        }
+    };
     let later = path.iter().filter_map(|(timeline, _)| {
-        let numbers = held.get(timeline)?.range(number..);
+        let numbers = held.of_timeline(*timeline)?.range(number..);
         let mut fitting = numbers.filter(|next| timeline_at(**next) == *timeline);
         fitting.next().map(|next| (*next, *timeline))
     });
     chosen.gap = later.min().map(|(next, timeline)| WalGap {
-        first_missing: segment_name(timeline_at(number), number, size),
+        first_missing: segment_name(timeline_at(lacking), lacking, size),
         next: segment_name(timeline, next, size),
     });
     chosen
@@ -141,21 +184,35 @@ mod tests {
         target: u32,
         gap: Option<(&str, &str)>,
     ) {
+        let held = all_of(held);
+        check_held(&held, histories, runs, target, gap);
+    }
+
+    fn all_of(ranges: &[(u32, std::ops::RangeInclusive<u64>)]) -> HeldSegments {
+        let mut held = HeldSegments::default();
+        for (timeline, numbers) in ranges {
+            numbers
+                .clone()
+                .for_each(|number| held.add(*timeline, number));
+        }
+        held
+    }
+
+    fn check_held(
+        held: &HeldSegments,
+        histories: &[History],
+        runs: &[(u32, u64, u64)],
+        target: u32,
+        gap: Option<(&str, &str)>,
+    ) {
         let begins = Begins {
             timeline: 1,
             start_lsn: at(2, 40),
             stop_lsn: at(3, 100),
             segment_bytes: SIZE,
         };
-        let mut by_timeline: BTreeMap<u32, BTreeSet<u64>> = BTreeMap::new();
-        for (timeline, numbers) in held {
-            by_timeline
-                .entry(*timeline)
-                .or_default()
-                .extend(numbers.clone());
-        }
         let histories: Vec<&History> = histories.iter().collect();
-        let chosen = choose(&begins, &by_timeline, &histories);
+        let chosen = choose(&begins, held, &histories);
         let runs: Vec<SegmentRun> = runs
             .iter()
             .map(|(timeline, first, last)| SegmentRun {
@@ -187,6 +244,25 @@ mod tests {
     fn the_run_ends_at_the_first_gap_and_the_gap_is_told() {
         let gap = Some(("000000010000000000000006", "000000010000000000000008"));
         check(&[(1, 2..=5), (1, 8..=9)], &[], &[(1, 2, 5)], 1, gap);
+    }
+
+    #[test]
+    fn a_partial_segment_with_others_behind_it_ends_the_run_and_is_told_as_a_gap() {
+        let mut held = all_of(&[(1, 2..=8)]);
+        held.partial.insert((1, 6));
+        let gap = Some(("000000010000000000000006", "000000010000000000000007"));
+        check_held(&held, &[], &[(1, 2, 6)], 1, gap);
+        // The last one is being received, and what the backup brings along is whole.
+        held.partial = [(1, 3), (1, 8)].into();
+        check_held(&held, &[], &[(1, 2, 2), (1, 4, 8)], 1, None);
+    }
+
+    #[test]
+    fn a_partial_segment_of_a_timeline_that_was_left_in_it_is_no_gap() {
+        let mut held = all_of(&[(1, 2..=5), (2, 5..=7)]);
+        held.partial.insert((1, 5));
+        let second = history(2, &[(1, at(5, 7))]);
+        check_held(&held, &[second], &[(1, 2, 4), (2, 5, 7)], 2, None);
     }
 
     #[test]

@@ -10,24 +10,45 @@ use crate::storage::Storage;
 use crate::{Lsn, RepositoryError};
 
 /// What may stand behind a name. What a file is compressed with its beginning tells.
-const EXTENSIONS: [&str; 5] = ["", ".gz", ".lz4", ".zst", ".bz2"];
+const EXTENSIONS: [&str; 6] = ["", ".gz", ".lz4", ".zst", ".bz2", ".xz"];
 /// Of a segment that is still being received.
 const PARTIAL: &str = ".partial";
 
 /// The directory.
 #[derive(Debug)]
 pub(crate) struct WalDirectory {
-    storage: Storage,
+    storage: Arc<Storage>,
 }
 
 impl WalDirectory {
     pub(crate) fn open(path: &Path) -> Result<Self, RepositoryError> {
-        let storage = Storage::directory(path)?;
+        let storage = Arc::new(Storage::directory(path)?);
         Ok(Self { storage })
     }
 
+    /// What holds it.
+    pub(super) fn storage(&self) -> &Arc<Storage> {
+        &self.storage
+    }
+
+    /// The path of a file, for errors.
+    pub(super) fn path(&self, file: &str) -> String {
+        format!("{}/{file}", self.storage.shown())
+    }
+
+    /// The file that holds what has this name, and its own name.
+    pub(super) fn find(&self, name: &str) -> Result<Option<(String, StoredWal)>, RepositoryError> {
+        for ending in EXTENSIONS.iter().chain([&PARTIAL]) {
+            let file = format!("{name}{ending}");
+            if let Some(stored) = self.stored(&file, name)? {
+                return Ok(Some((file, stored)));
+            }
+        }
+        Ok(None)
+    }
+
     fn stored(&self, file: &str, name: &str) -> Result<Option<StoredWal>, RepositoryError> {
-        let path = format!("{}/{file}", self.storage.shown());
+        let path = self.path(file);
         let opened = match self.storage.file(file) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(|error| RepositoryError::unreadable(&path, "open", error))?,
@@ -41,8 +62,8 @@ impl WalDirectory {
 
 /// The name of what a file of an archive holds.
 fn name_of(file: &str) -> &str {
-    let endings = EXTENSIONS.iter().chain([&PARTIAL]);
-    let known = endings
+    let known = EXTENSIONS
+        .iter()
         .filter(|ending| !ending.is_empty())
         .find_map(|ending| file.strip_suffix(*ending));
     known.unwrap_or(file)
@@ -55,18 +76,19 @@ impl WalStorage for WalDirectory {
             .map_err(|error| RepositoryError::unreadable(self.storage.shown(), "list", error))?;
         let mut names = ArchiveNames::default();
         for file in files {
-            names.add(name_of(&file))?;
+            match file.strip_suffix(PARTIAL) {
+                Some(name) => names.add_partial(name)?,
+                None => names.add(name_of(&file))?,
+            }
         }
         Ok(Arc::new(names))
     }
 
     fn open(&self, name: &str) -> Result<StoredWal, RepositoryError> {
-        for ending in EXTENSIONS.iter().chain([&PARTIAL]) {
-            if let Some(stored) = self.stored(&format!("{name}{ending}"), name)? {
-                return Ok(stored);
-            }
+        match self.find(name)? {
+            Some((_, stored)) => Ok(stored),
+            None => Err(gone(&self.path(name))),
         }
-        Err(gone(&format!("{}/{name}", self.storage.shown())))
     }
 }
 
@@ -89,7 +111,7 @@ mod tests {
         for (file, name) in [
             (SEGMENT, SEGMENT),
             ("000000010000000000000002.gz", SEGMENT),
-            ("000000010000000000000002.partial", SEGMENT),
+            ("000000010000000000000002.xz", SEGMENT),
             ("00000002.history", "00000002.history"),
             ("00000002.history.zst", "00000002.history"),
         ] {

@@ -71,6 +71,12 @@ fn parse(head: &[u8; HEAD_BYTES]) -> Result<WalHead, String> {
     }
 }
 
+/// Whether bytes begin as a segment does, also one that is compressed; for fuzzing.
+pub fn wal_head_is_sound(bytes: &[u8]) -> bool {
+    let head = bytes.first_chunk().map(parse);
+    super::compression_of(bytes).is_ok() && head.is_some_and(|head| head.is_ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

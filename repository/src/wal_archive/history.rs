@@ -48,7 +48,7 @@ pub(super) fn read_small(stored: &super::StoredWal) -> Result<Vec<u8>, Repositor
 }
 
 /// As PostgreSQL reads it: timeline and position in each line, the rest is for people.
-fn parse(content: &[u8], timeline: u32) -> Result<Vec<(u32, Lsn)>, String> {
+pub(super) fn parse(content: &[u8], timeline: u32) -> Result<Vec<(u32, Lsn)>, String> {
     let text = String::from_utf8_lossy(content);
     let mut parents: Vec<(u32, Lsn)> = Vec::new();
     let lines = text.lines().map(str::trim);

@@ -13,6 +13,8 @@ const HISTORY_COUNT_MAX: usize = 1 << 12;
 #[derive(Debug, Default)]
 pub(crate) struct ArchiveNames {
     segments: BTreeSet<String>,
+    /// Of those that are there only as long as they are being received, or were when somebody stopped to receive them.
+    partial: BTreeSet<String>,
     histories: BTreeSet<u32>,
 }
 
@@ -24,7 +26,12 @@ impl ArchiveNames {
         } else if let Some(timeline) = parse_history_name(name) {
             self.histories.insert(timeline);
         }
-        match self.segments.len() > NAME_COUNT_MAX || self.histories.len() > HISTORY_COUNT_MAX {
+        self.check_count(name)
+    }
+
+    fn check_count(&self, name: &str) -> Result<(), RepositoryError> {
+        let segment_count = self.segments.len() + self.partial.len();
+        match segment_count > NAME_COUNT_MAX || self.histories.len() > HISTORY_COUNT_MAX {
             true => Err(RepositoryError::unsupported(
                 name,
                 format!(
@@ -36,8 +43,23 @@ impl ArchiveNames {
         }
     }
 
+    /// Takes in the name of a segment of which only a part is there.
+    pub(crate) fn add_partial(&mut self, name: &str) -> Result<(), RepositoryError> {
+        if is_segment(name) {
+            self.partial.insert(name.to_owned());
+        }
+        self.check_count(name)
+    }
+
+    /// The segments, whole or not.
     pub(crate) fn segments(&self) -> impl Iterator<Item = &str> {
-        self.segments.iter().map(String::as_str)
+        let partial = self.partial.difference(&self.segments);
+        self.segments.iter().chain(partial).map(String::as_str)
+    }
+
+    /// Whether only a part of a segment is there.
+    pub(crate) fn is_partial(&self, name: &str) -> bool {
+        self.partial.contains(name) && !self.segments.contains(name)
     }
 
     pub(crate) fn histories(&self) -> impl Iterator<Item = u32> {
@@ -45,10 +67,12 @@ impl ArchiveNames {
     }
 
     /// The first segment of a timeline that may have this position: the archive may also have older ones, even of another cluster.
-    pub(crate) fn first_segment_of(&self, timeline: u32, from: Lsn) -> Option<&str> {
+    pub(crate) fn first_segment_of<'a>(&'a self, timeline: u32, from: Lsn) -> Option<&'a str> {
         let timeline = format!("{timeline:08X}");
         let log = format!("{timeline}{:08X}", from.0 >> 32);
-        let first = self.segments.range(log..).next()?;
+        let first = |of: &'a BTreeSet<String>| of.range(log.clone()..).next();
+        let all = [first(&self.segments), first(&self.partial)];
+        let first = all.into_iter().flatten().min()?;
         first.starts_with(&timeline).then_some(first)
     }
 }
@@ -139,6 +163,19 @@ mod tests {
         assert!(names.first_segment_of(1, Lsn(5)).is_some());
         assert!(names.first_segment_of(1, Lsn(1 << 32)).is_none());
         assert!(names.first_segment_of(2, Lsn(5)).is_none());
+    }
+
+    #[test]
+    fn a_segment_is_partial_only_where_it_is_not_there_whole() {
+        let (whole, part) = ("000000010000000000000002", "000000010000000000000003");
+        let mut names = ArchiveNames::default();
+        names.add(whole).unwrap();
+        for name in [whole, part, "x"] {
+            names.add_partial(name).unwrap();
+        }
+        assert_eq!(names.segments().collect::<Vec<_>>(), [whole, part]);
+        assert!(names.is_partial(part) && !names.is_partial(whole));
+        assert_eq!(names.first_segment_of(1, Lsn(0)), Some(whole));
     }
 
     #[test]

@@ -200,8 +200,8 @@ pub(super) fn check_wal(content: &Content, facts: &Facts) -> Result<(), Reposito
     let missing = |file: String| {
         RepositoryError::unsupported(
             file,
-            "is missing, and recovery needs this WAL; WAL archives cannot be read yet",
-            "take backups with --wal-method=stream or fetch",
+            "is missing, and recovery needs this WAL",
+            "take backups with --wal-method=stream or fetch, or name the directory to which WAL is archived (wal_archive)",
         )
     };
     let first = format!("pg_wal/{}", label.start_wal_file);

@@ -4,32 +4,14 @@
 //! beginning of `base.tar` its label. What the rest is worth, opening it tells.
 
 use super::check::{is_exempt, merge_map};
-use super::{Place, Siblings, Wal, open_backup, open_manifest};
+use super::{Place, open_manifest};
 use crate::pg_basebackup::backup_label::{BackupLabel, parse_backup_label};
 use crate::pg_basebackup::layout::slow_layout;
 use crate::pg_basebackup::manifest::{Manifest, ManifestFile, read_manifest};
 use crate::pg_basebackup::tablespace_map::parse_tablespace_map;
 use crate::pg_basebackup::tar::{TarBeginning, read_tar_beginning};
 use crate::restore_point::{RecoverableInterval, Verification};
-use crate::{
-    BackupFormat, BackupKind, Codec, Lsn, OpenOptions, RepositoryError, RestorePoint, Tablespace,
-};
-
-/// Describes a backup: a compressed tar backup by its outline where that tells enough, others by opening them.
-pub(crate) fn describe_backup(
-    place: &Place<'_>,
-    siblings: &Siblings<'_>,
-    wal: Wal,
-    options: &OpenOptions,
-) -> Result<RestorePoint, RepositoryError> {
-    match outline(place) {
-        Some(point) => Ok(point),
-        None => {
-            let backup = open_backup(place, siblings, wal, options)?;
-            Ok(backup.restore_point().clone())
-        }
-    }
-}
+use crate::{BackupFormat, BackupKind, Codec, Lsn, RestorePoint, Tablespace};
 
 /// When and where in the WAL a tar backup was begun, as opening it would tell.
 pub(crate) fn began_in_archive(place: &Place<'_>) -> Option<(jiff::Timestamp, Lsn)> {
@@ -51,8 +33,9 @@ fn label_in_archive(place: &Place<'_>) -> Option<BackupLabel> {
     parse_backup_label(beginning.label.as_deref()?).ok()
 }
 
-/// The outline; none where it does not tell enough or something does not fit, for then opening finds the words for it.
-fn outline(place: &Place<'_>) -> Option<RestorePoint> {
+/// Describes a compressed tar backup by its outline; none where it does not tell enough or something does not fit, for then opening
+/// finds the words for it, and none of other backups.
+pub(crate) fn outline_of(place: &Place<'_>) -> Option<RestorePoint> {
     if place.has("PG_VERSION") || place.has("backup_manifest.tmp") {
         return None;
     }

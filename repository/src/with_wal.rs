@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::server::Server;
-use super::wal::Segment;
 use crate::decoded::DecodedRead;
 use crate::handles::Handles;
-use crate::pgbackrest::{Compression, StoredRange, WholeFile, WholeFileReader};
+use crate::pgbackrest::{Compression, Decoding, Framing, StoredRange, WholeFile, WholeFileReader};
+use crate::storage::Storage;
 use crate::tree::{
     EntryKind, FileIndex, Found, Location, Tree, TreeBuilder, no_such_file, within_file,
 };
@@ -16,24 +15,47 @@ use crate::{
     Standing,
 };
 
+/// A WAL segment as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Segment {
+    /// Its name in `pg_wal`.
+    pub(crate) name: String,
+    /// Its path in what holds it.
+    pub(crate) path: String,
+    pub(crate) compression: Compression,
+    pub(crate) stored_bytes: u64,
+}
+
+impl Segment {
+    /// How its bytes become WAL.
+    pub(crate) fn decoding(&self) -> Decoding<'static> {
+        Decoding {
+            compression: self.compression,
+            framing: Framing::Standard,
+            passphrase: None,
+        }
+    }
+}
+
 /// What such a backup is made of.
 #[derive(Debug)]
-pub(super) struct Parts {
-    pub(super) backup: Arc<dyn Backup>,
-    pub(super) server: Arc<Server>,
-    pub(super) segments: Vec<Segment>,
+pub(crate) struct Parts {
+    pub(crate) backup: Arc<dyn Backup>,
+    /// What holds the segments.
+    pub(crate) storage: Arc<Storage>,
+    pub(crate) segments: Vec<Segment>,
     /// Size of each segment.
-    pub(super) segment_bytes: u64,
-    pub(super) restore_point: RestorePoint,
-    pub(super) store: Arc<DecodedStore>,
-    pub(super) limits: Limits,
+    pub(crate) segment_bytes: u64,
+    pub(crate) restore_point: RestorePoint,
+    pub(crate) store: Arc<DecodedStore>,
+    pub(crate) limits: Limits,
 }
 
 /// A backup with its WAL.
 #[derive(Debug)]
-pub(super) struct BackupWithWal {
+pub(crate) struct BackupWithWal {
     backup: Arc<dyn Backup>,
-    server: Arc<Server>,
+    storage: Arc<Storage>,
     segments: Vec<Segment>,
     segment_bytes: u64,
     tree: Tree,
@@ -56,7 +78,7 @@ enum Place<'a> {
 }
 
 impl BackupWithWal {
-    pub(super) fn new(parts: Parts) -> Result<Self, RepositoryError> {
+    pub(crate) fn new(parts: Parts) -> Result<Self, RepositoryError> {
         let mut tree = TreeBuilder::new(parts.limits);
         let shown = parts.backup.tree();
         for entry in shown.entries() {
@@ -99,7 +121,7 @@ impl BackupWithWal {
         restore_point.file_count = tree.file_count();
         Ok(Self {
             backup: parts.backup,
-            server: parts.server,
+            storage: parts.storage,
             segments: parts.segments,
             segment_bytes: parts.segment_bytes,
             tree,
@@ -137,7 +159,7 @@ impl BackupWithWal {
         let shown = format!("pg_wal/{}", segment.name);
         let size_bytes = self.segment_bytes;
         let file = self.handles.get(number, &shown, || {
-            let opened = self.server.file(&segment.path);
+            let opened = self.storage.file(&segment.path);
             opened.map_err(|error| RepositoryError::unreadable(&segment.path, "open", error))
         })?;
         let unreadable = |error| RepositoryError::unreadable(&segment.path, "read", error);
@@ -233,7 +255,7 @@ impl Backup for BackupWithWal {
     fn standing(&self, file: FileIndex) -> Standing {
         match self.place(file) {
             Ok(Place::OfBackup(file)) => self.backup.standing(file),
-            // Barman keeps no checksums of WAL; PostgreSQL has one in each record.
+            // There are no checksums of WAL; PostgreSQL has one in each record.
             Ok(Place::Segment(..)) => {
                 let corrupt = self.corrupt.lock().unwrap_or_else(PoisonError::into_inner);
                 match corrupt.contains_key(&file) {
