@@ -157,12 +157,14 @@ impl Stage {
 
     /// Takes a backup and returns its id.
     pub fn backup(&self, server: &str, arguments: &[&str]) -> Result<String> {
-        let all: Vec<&str> = ["backup", "--wait"]
+        let all: Vec<&str> = ["backup"]
             .into_iter()
             .chain(arguments.iter().copied())
             .chain([server])
             .collect();
         self.run(&all)?;
+        // Not `--wait`: where a backup ends between two segments, older ones wait for the next, which nobody writes here.
+        self.run(&["switch-wal", "--force", "--archive", server])?;
         let listed = self.run(&["list-backups", "--minimal", server])?;
         let newest = listed
             .lines()
