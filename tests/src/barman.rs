@@ -173,6 +173,18 @@ impl Stage {
         Ok(newest.trim().to_owned())
     }
 
+    /// How `barman recover` is told where it may put an incremental backup together; Barman 3.15 changed the words.
+    pub fn staging(&self, directory: &Path) -> Result<Vec<String>> {
+        let directory = directory.display().to_string();
+        let help = self.run(&["recover", "--help"])?;
+        Ok(match help.contains("--staging-location") {
+            true => ["--staging-path", &directory, "--staging-location", "local"]
+                .map(str::to_owned)
+                .to_vec(),
+            false => vec!["--local-staging-path".to_owned(), directory],
+        })
+    }
+
     /// What `barman recover` makes of a backup: `data` in a directory that goes away, and the tablespace beside it.
     pub fn recover(&self, server: &str, id: &str, arguments: &[&str]) -> Result<TempDir> {
         let to = tempfile::Builder::new()

@@ -173,8 +173,8 @@ fn whatever_todays_barman_recovers_is_read_from_its_server() {
         .tempdir_in("/var/tmp")
         .unwrap();
     tests::postgres::give_to_postgres(staging.path()).unwrap();
-    let staging = staging.path().display().to_string();
-    let recover = ["--staging-path", &staging, "--staging-location", "local"];
+    let recover = stage.staging(staging.path()).unwrap();
+    let recover: Vec<&str> = recover.iter().map(String::as_str).collect();
     let mut references = vec![taken[1].clone()];
     for _ in 0..2 {
         stage.cluster().pgbench("postgres", &["-t", "50"]).unwrap();
