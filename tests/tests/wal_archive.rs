@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use common::messages::{SessionDetail, SessionStatus};
+use tempfile::TempDir;
 use tests::barman;
 use tests::history::{self, History};
 use tests::pgbackrest::{Layout, PASSPHRASE, RepositoryKind, STANZA, Stage, Tool};
@@ -297,30 +298,56 @@ async fn recovery_of_a_backup_of_barman_goes_on_with_what_is_archived_and_stream
     Ok(())
 }
 
+/// A cluster that archives its WAL to a directory, and a directory for its backups.
+struct Archiving {
+    archive: TempDir,
+    backups: TempDir,
+    original: TestPostgres,
+}
+
+impl Archiving {
+    fn new() -> Result<Self> {
+        let archive = directory()?;
+        let mut original = TestPostgres::start_new(&installation(15)?)?;
+        let command = format!("cp %p {}/%f", archive.path().display());
+        for (name, value) in [("archive_mode", "on"), ("archive_command", &command)] {
+            let sql = format!("ALTER SYSTEM SET {name} = '{value}'");
+            original.psql("postgres", &sql)?;
+        }
+        original.stop("fast")?;
+        original.start()?;
+        fill(&original)?;
+        Ok(Self {
+            archive,
+            backups: directory()?,
+            original,
+        })
+    }
+
+    /// The product, with both directories as its repository.
+    async fn system(archive: &TempDir, backups: &TempDir) -> Result<TestSystem> {
+        let options = SystemOptions {
+            repository_lines: format!("wal_archive = \"{}\"\n", archive.path().display()),
+            ..SystemOptions::default()
+        };
+        TestSystem::start_with(backups.path(), options).await
+    }
+}
+
 /// The directory to which `archive_command` copies; some of it was compressed since.
 #[tokio::test]
 async fn recovery_of_a_directory_goes_on_with_the_archive_that_is_configured() -> Result<()> {
-    let archive = directory()?;
-    let mut original = TestPostgres::start_new(&installation(15)?)?;
-    let command = format!("cp %p {}/%f", archive.path().display());
-    for (name, value) in [("archive_mode", "on"), ("archive_command", &command)] {
-        let sql = format!("ALTER SYSTEM SET {name} = '{value}'");
-        original.psql("postgres", &sql)?;
-    }
-    original.stop("fast")?;
-    original.start()?;
-    fill(&original)?;
-    let backups = directory()?;
+    let Archiving {
+        archive,
+        backups,
+        mut original,
+    } = Archiving::new()?;
     original.backup(&backups.path().join("monday"), &BackupOptions::default())?;
     let compressed = commit(&original, "b-after")?;
     run(std::process::Command::new("gzip").arg(archive.path().join(&compressed)))?;
     original.promote()?;
     commit(&original, "c-promoted")?;
-    let options = SystemOptions {
-        repository_lines: format!("wal_archive = \"{}\"\n", archive.path().display()),
-        ..SystemOptions::default()
-    };
-    let system = TestSystem::start_with(backups.path(), options).await?;
+    let system = Archiving::system(&archive, &backups).await?;
     let all = "a-before b-after c-promoted".to_owned();
     ensure!(published(&system, &[]).await? == (all, 3));
     ensure!(published(&system, &["--to", "immediate"]).await? == ("a-before".to_owned(), 3));
@@ -330,17 +357,11 @@ async fn recovery_of_a_directory_goes_on_with_the_archive_that_is_configured() -
 /// `pg_basebackup --wal-method=none`, with a manifest and without: the archive has what the backup lacks, or the backup is refused.
 #[tokio::test]
 async fn a_backup_without_wal_is_published_with_that_of_the_archive() -> Result<()> {
-    let archive = directory()?;
-    let mut original = TestPostgres::start_new(&installation(15)?)?;
-    let command = format!("cp %p {}/%f", archive.path().display());
-    for (name, value) in [("archive_mode", "on"), ("archive_command", &command)] {
-        let sql = format!("ALTER SYSTEM SET {name} = '{value}'");
-        original.psql("postgres", &sql)?;
-    }
-    original.stop("fast")?;
-    original.start()?;
-    fill(&original)?;
-    let backups = directory()?;
+    let Archiving {
+        archive,
+        backups,
+        original,
+    } = Archiving::new()?;
     let none = "--wal-method=none".to_owned();
     for (label, arguments) in [
         ("listed", vec![none.clone()]),
@@ -356,11 +377,7 @@ async fn a_backup_without_wal_is_published_with_that_of_the_archive() -> Result<
     }
     let compressed = commit(&original, "b-after")?;
     run(std::process::Command::new("xz").arg(archive.path().join(&compressed)))?;
-    let options = SystemOptions {
-        repository_lines: format!("wal_archive = \"{}\"\n", archive.path().display()),
-        ..SystemOptions::default()
-    };
-    let system = TestSystem::start_with(backups.path(), options).await?;
+    let system = Archiving::system(&archive, &backups).await?;
     for label in ["listed", "unlisted", "whole"] {
         let latest = ["--backup", label];
         ensure!(
@@ -408,17 +425,11 @@ async fn a_backup_without_wal_is_published_with_that_of_the_archive() -> Result<
 /// What `pg_receivewal` left when it was stopped stays for ever where another program goes on.
 #[tokio::test]
 async fn a_partial_segment_with_others_behind_it_is_told_as_a_gap() -> Result<()> {
-    let archive = directory()?;
-    let mut original = TestPostgres::start_new(&installation(15)?)?;
-    let command = format!("cp %p {}/%f", archive.path().display());
-    for (name, value) in [("archive_mode", "on"), ("archive_command", &command)] {
-        let sql = format!("ALTER SYSTEM SET {name} = '{value}'");
-        original.psql("postgres", &sql)?;
-    }
-    original.stop("fast")?;
-    original.start()?;
-    fill(&original)?;
-    let backups = directory()?;
+    let Archiving {
+        archive,
+        backups,
+        original,
+    } = Archiving::new()?;
     original.backup(&backups.path().join("monday"), &BackupOptions::default())?;
     commit(&original, "b-after")?;
     let stale = commit(&original, "c-stale")?;
@@ -428,11 +439,7 @@ async fn a_partial_segment_with_others_behind_it_is_told_as_a_gap() -> Result<()
     std::fs::rename(&whole, &partial)?;
     let file = std::fs::OpenOptions::new().write(true).open(&partial)?;
     file.set_len(0)?;
-    let options = SystemOptions {
-        repository_lines: format!("wal_archive = \"{}\"\n", archive.path().display()),
-        ..SystemOptions::default()
-    };
-    let system = TestSystem::start_with(backups.path(), options).await?;
+    let system = Archiving::system(&archive, &backups).await?;
     let text = serde_json::to_string(&system.explorer_json(&["backups"]).await?)?;
     ensure!(text.contains(&stale), "{text}");
     ensure!(published(&system, &[]).await?.0 == "a-before b-after");
@@ -502,7 +509,7 @@ async fn replays(data_directory: &Path) -> Result<u32> {
     .await
 }
 
-fn directory() -> Result<tempfile::TempDir> {
+fn directory() -> Result<TempDir> {
     let directory = tempfile::Builder::new()
         .prefix("pginstant-wal-")
         .tempdir_in("/var/tmp")?;

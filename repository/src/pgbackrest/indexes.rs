@@ -12,6 +12,7 @@ use crate::tree::FileIndex;
 
 /// Most of them, each with an open file.
 const COUNT_MAX: usize = 128;
+
 /// The indexes of one backup's files.
 #[derive(Debug)]
 pub(super) struct Indexes {
