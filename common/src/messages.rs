@@ -29,8 +29,8 @@ pub use event::{
     WarningCleared, WarningCode,
 };
 pub use internal::{
-    Internal, MountFailed, MountLost, MountReady, MountRelease, MountReleased, MountRequest,
-    MountWarning, MountedWal, RetryDue, WalGap,
+    Internal, MountFailed, MountLost, MountProgress, MountReady, MountRelease, MountReleased,
+    MountRequest, MountWarning, MountedWal, RetryDue, WalGap,
 };
 pub use payload::{Payload, PayloadDoc};
 pub use query::{

@@ -9,8 +9,8 @@ use common::ids::{BackupLabel, RepositoryName};
 use common::messages::MountedWal;
 use common::problem::{ErrorCode, Problem};
 use repository::{
-    Backup, BackupChoice, EntryKind, FileIndex, Repository, RepositoryError, RestorePoint,
-    ShownWal, WalFiles,
+    Backup, BackupChoice, EntryKind, FileIndex, OpenProgress, Repository, RepositoryError,
+    RestorePoint, ShownWal, WalFiles,
 };
 
 use crate::config::RepositoryConfig;
@@ -42,6 +42,8 @@ pub struct Wanted<'a> {
     pub label: Option<&'a BackupLabel>,
     /// What an earlier opening for the same mount showed.
     pub pinned: Option<&'a Pinned>,
+    /// Is told how far the opening is.
+    pub progress: Arc<OpenProgress>,
 }
 
 impl std::fmt::Debug for BackupSource {
@@ -61,7 +63,7 @@ impl BackupSource {
             BackupChoice::Label(label.as_str())
         });
         let problem = |error| repositories::problem_of(name, &error);
-        let repository = repositories::open(name, wanted.config, shared)?;
+        let repository = repositories::open_telling(name, wanted.config, shared, &wanted.progress)?;
         let backup = repository.open(choice).map_err(problem)?;
         let label = BackupLabel::new(backup.restore_point().label.clone()).map_err(|error| {
             Problem::new(

@@ -16,8 +16,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::backup_source::{BackupSource, Wanted as WantedBackup};
+use crate::backup_source::BackupSource;
 use crate::maker::{Maker, place};
+use crate::opening::open_backup;
 use crate::page_server;
 use crate::record::{MountRecord, Wanted};
 use crate::store::Store;
@@ -166,43 +167,6 @@ async fn try_make(
         passthrough: passthrough_reason.is_none(),
         passthrough_reason,
     })
-}
-
-/// Opens the record's backup unless it is open already.
-async fn open_backup(
-    store: &Store,
-    record: &MountRecord,
-    source: &mut Option<Arc<BackupSource>>,
-) -> Result<Arc<BackupSource>, Problem> {
-    if let Some(open) = source {
-        return Ok(open.clone());
-    }
-    let request = &record.request;
-    let repository = store.config.repository(&request.repository)?.clone();
-    let (label, pinned) = (request.backup.clone(), record.pinned());
-    let name = request.repository.clone();
-    let mount_point =
-        place(store.config.target(&request.target)?, request.session_id).mount_point();
-    let shared = store.shared().clone();
-    let opening = tokio::task::spawn_blocking(move || {
-        let wanted = WantedBackup {
-            name: &name,
-            config: &repository,
-            label: label.as_ref(),
-            pinned: pinned.as_ref(),
-        };
-        BackupSource::open(&wanted, &shared, &mount_point)
-    });
-    let opened = opening.await.map_err(|error| {
-        Problem::new(
-            ErrorCode::Internal,
-            format!("opening the backup failed: {error}"),
-            "report this with the log of mount-svc",
-        )
-    })??;
-    let opened = Arc::new(opened);
-    *source = Some(opened.clone());
-    Ok(opened)
 }
 
 async fn undo_make(store: &Store, record: &MountRecord) -> Result<(), Problem> {
@@ -365,7 +329,7 @@ async fn report_corrupt_files(store: &Store, record: &MountRecord, source: &Back
         let warning = MountWarning {
             session_id: record.session_id(),
             code: WarningCode::BackupFileCorrupt,
-            text: Some(text),
+            text: Some(format!("backup {}: {text}", source.label())),
         };
         store
             .tell(record.session_id(), Internal::MountWarning(warning))

@@ -10,6 +10,7 @@ pub mod keeper;
 pub mod layout;
 pub mod maker;
 pub mod metrics;
+pub mod opening;
 pub mod page_server;
 pub mod record;
 pub mod repositories;

@@ -14,8 +14,8 @@ use repository::barman::open_barman;
 use repository::pgbackrest::{Passphrase, PgBackRestOptions, open_pgbackrest, open_pgbackrest_in};
 use repository::{
     BackupFormat, BackupKind, DecodedLimits, DecodedStore, ObjectAccess, ObjectLimits, OpenOptions,
-    Repository, RepositoryError, RepositoryErrorKind, RestorePoint, ShownWal, Storage,
-    open_repository,
+    OpenProgress, Repository, RepositoryError, RepositoryErrorKind, RestorePoint, ShownWal,
+    Storage, open_repository,
 };
 
 use crate::config::{Config, RepositoryConfig, RepositoryKind};
@@ -58,11 +58,22 @@ pub fn open(
     config: &RepositoryConfig,
     shared: &Shared,
 ) -> Result<Box<dyn Repository>, Problem> {
+    open_telling(name, config, shared, &Arc::default())
+}
+
+/// The same; `progress` is told how far it is with what backups that are opened there take long for.
+pub fn open_telling(
+    name: &RepositoryName,
+    config: &RepositoryConfig,
+    shared: &Shared,
+    progress: &Arc<OpenProgress>,
+) -> Result<Box<dyn Repository>, Problem> {
     let options = OpenOptions {
         tablespace_directories: config.tablespace_directories.clone(),
         tablespace_setting: format!("repositories.{name}.tablespace_directories"),
         decoded: Some(Arc::clone(&shared.decoded)),
         wal_archive: config.wal_archive.clone(),
+        progress: Arc::clone(progress),
         ..OpenOptions::default()
     };
     let opened = match config.kind {

@@ -203,6 +203,21 @@ impl Store {
         .await;
     }
 
+    /// Tells recovery-svc something of which only the last word matters: nothing where earlier messages still wait for the broker, and
+    /// a journal that cannot be written is no reason to wait.
+    pub async fn tell_in_passing(&self, news: Internal) {
+        let message = self.message(news);
+        let told = self.journal.commit(move |t| {
+            if t.outbox_depth()?.pending_count == 0 {
+                t.enqueue(None, &message)?;
+            }
+            Ok::<(), JournalError>(())
+        });
+        if let Err(error) = told.await {
+            tracing::debug!(%error, "tell how far a mount is");
+        }
+    }
+
     /// Runs a transaction until it succeeds or the service stops: what a keeper has done must be told.
     async fn journaled<T, C>(
         &self,

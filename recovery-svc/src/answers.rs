@@ -28,6 +28,17 @@ pub(crate) async fn take(
             };
             (session_id, input)
         }
+        Internal::MountProgress(progress) => {
+            service.mount_advances(progress.session_id);
+            let input = Input::Progress {
+                step: Step::Mount,
+                epoch: progress.epoch,
+                text: progress.text,
+                done_bytes: Some(progress.done_bytes),
+                total_bytes: Some(progress.total_bytes),
+            };
+            (progress.session_id, input)
+        }
         Internal::MountFailed(failed) => {
             let input = Input::StepFailed {
                 step: Step::Mount,

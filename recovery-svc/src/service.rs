@@ -1,6 +1,7 @@
 //! What all parts of the service share, and the gate through which every input of a session goes.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use common::bus::Bus;
@@ -50,6 +51,8 @@ pub(crate) struct Slot {
     gate: tokio::sync::Mutex<()>,
     activity: watch::Sender<Activity>,
     seen: Mutex<Seen>,
+    /// How often mount-svc has said that it advances.
+    mount_advances: AtomicU64,
 }
 
 /// What the upkeep looks at without asking the journal.
@@ -177,6 +180,19 @@ impl Service {
         slots.get(&session_id).cloned()
     }
 
+    /// Takes note that mount-svc advances with what it was asked for.
+    pub(crate) fn mount_advances(&self, session_id: SessionId) {
+        if let Some(slot) = self.slot(session_id) {
+            slot.mount_advances.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How often it has said so in this life of the service.
+    pub(crate) fn mount_advance_count(&self, session_id: SessionId) -> u64 {
+        let slot = self.slot(session_id);
+        slot.map_or(0, |slot| slot.mount_advances.load(Ordering::Relaxed))
+    }
+
     /// Removes an ended session from memory.
     pub(crate) fn forget(&self, session_id: SessionId) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
@@ -191,6 +207,7 @@ impl Service {
             gate: tokio::sync::Mutex::new(()),
             activity: sender,
             seen: Mutex::new(Seen::of(stored)),
+            mount_advances: AtomicU64::new(0),
         });
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.insert(session_id, slot);

@@ -70,5 +70,6 @@ pub(crate) async fn release_mount(
     if let Err(error) = steps::send(service, stored, release.into()).await {
         return Finished::Failed(error.into());
     }
-    steps::wait_for_answer(service, stop, "release the mount").await
+    let session_id = stored.state.session_id;
+    steps::wait_for_answer(service, session_id, stop, "release the mount").await
 }

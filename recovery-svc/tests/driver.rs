@@ -12,7 +12,7 @@ mod support;
 use common::ids::{EventId, SessionId};
 use common::messages::*;
 use common::problem::ErrorCode;
-use support::{QUEUE, RETRY_QUEUE, Stage, envelope, incoming};
+use support::{MOUNT_QUEUE, QUEUE, RETRY_QUEUE, Stage, envelope, incoming};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_is_published_once_although_everything_is_said_twice() {
@@ -127,6 +127,64 @@ async fn a_permanent_failure_undoes_what_was_made_and_a_temporary_one_keeps_it()
         stage.check_sequences();
         stage.end().await;
     }
+}
+
+/// Opening compressed archives may take hours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mount_may_take_any_time_as_long_as_it_advances() {
+    let mut stage = Stage::with_mount_answer(2).await;
+    stage.target().hang.push("mount");
+    let session = stage.publish();
+    let mut request = None;
+    while request.is_none() {
+        request = stage.bus.pop(MOUNT_QUEUE);
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let request = request.unwrap();
+    let request: Envelope<Internal> =
+        Envelope::from_bytes(&request.body, Limits::COMMAND_BYTES).unwrap();
+    let Internal::MountRequest(request) = request.payload else {
+        panic!("{request:?}");
+    };
+    // Longer than mount-svc may say nothing.
+    let began = tokio::time::Instant::now();
+    let mut told = 0;
+    while began.elapsed().as_secs() < 4 {
+        told += 1;
+        let progress = MountProgress {
+            session_id: session,
+            epoch: request.epoch,
+            text: format!("read {told} MiB"),
+            done_bytes: told,
+            total_bytes: 100,
+        };
+        stage
+            .bus
+            .send(QUEUE, stage.env.event_id(), Internal::from(progress));
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+    assert_eq!(stage.status(session), Some(SessionStatus::Publishing));
+    let is_told = |event: &Envelope<Event>| match &event.payload.body {
+        EventBody::StepProgress(progress) => {
+            progress.step == Step::Mount && progress.done_bytes == Some(told)
+        }
+        _ => false,
+    };
+    stage
+        .until("progress is told", |s| s.bus.events().iter().any(is_told))
+        .await;
+    // Nothing more comes: this one is not waited for any longer.
+    stage
+        .until_status(session, SessionStatus::WaitingForManualRetry)
+        .await;
+    let events = stage.bus.events();
+    let why = events.iter().find_map(|event| match &event.payload.body {
+        EventBody::Waiting(waiting) => Some(waiting.problem.code),
+        _ => None,
+    });
+    assert_eq!(why, Some(ErrorCode::TimedOut));
+    stage.check_sequences();
+    stage.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -37,7 +37,7 @@ pub use decoded::{DecodedLimits, DecodedStore};
 pub use directory::open_repository;
 pub use error::{RepositoryError, RepositoryErrorKind};
 pub use lsn::{InvalidLsn, Lsn};
-pub use options::{Limits, OpenOptions};
+pub use options::{Limits, OpenOptions, OpenProgress};
 pub use restore_point::{
     BackupFormat, RecoverableInterval, RestorePoint, RestorePoints, SlowLayout, Tablespace,
     Verification,

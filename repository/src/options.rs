@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::{DecodedLimits, DecodedStore};
 
@@ -19,6 +20,36 @@ pub struct OpenOptions {
     pub limits: Limits,
     /// Where decoded bytes lie; without one each repository that needs it makes its own.
     pub decoded: Option<Arc<DecodedStore>>,
+    /// Is told how far the opening of backups is.
+    pub progress: Arc<OpenProgress>,
+}
+
+/// How far the opening of a backup is, where that takes long: compressed archives are read to their end. Of backups that are opened
+/// quickly nothing is told.
+#[derive(Debug, Default)]
+pub struct OpenProgress {
+    done_bytes: AtomicU64,
+    total_bytes: AtomicU64,
+}
+
+impl OpenProgress {
+    /// Stored bytes that have been read.
+    pub fn done_bytes(&self) -> u64 {
+        self.done_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Stored bytes that there are to read, as far as that is known.
+    pub fn total_bytes(&self) -> u64 {
+        self.total_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn add_total(&self, bytes: u64) {
+        self.total_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_done(&self, bytes: u64) {
+        self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
 }
 
 impl OpenOptions {

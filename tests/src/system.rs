@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use common::bus::amqp::AmqpBus;
-use common::messages::{Reply, SessionDetail, SessionStatus};
+use common::messages::{Mounted, Reply, SessionDetail, SessionStatus};
 use common::topology::Role;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -198,8 +198,26 @@ impl TestSystem {
 
     /// Publishes and waits; gives the session's id and how it stands.
     pub async fn publish(&self, arguments: &[&str]) -> anyhow::Result<(String, SessionDetail)> {
+        let id = self.begin_publish(arguments).await?;
+        let detail = self.reaches(&id, SessionStatus::Published).await?;
+        Ok((id, detail))
+    }
+
+    /// Begins to publish; gives the session's id.
+    pub async fn begin_publish(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        self.begin("publish", arguments).await
+    }
+
+    /// Mounts the files and waits; gives the session's id and where they are.
+    pub async fn mount(&self, arguments: &[&str]) -> anyhow::Result<(String, Mounted)> {
+        let id = self.begin("mount", arguments).await?;
+        let detail = self.reaches(&id, SessionStatus::Mounted).await?;
+        Ok((id, detail.mounted.context("where it is mounted")?))
+    }
+
+    async fn begin(&self, command: &str, arguments: &[&str]) -> anyhow::Result<String> {
         let mut all = vec![
-            "publish",
+            command,
             "--repository",
             "main",
             "--target",
@@ -208,13 +226,11 @@ impl TestSystem {
         ];
         all.extend_from_slice(arguments);
         let lines = self.explorer_json(&all).await?;
-        let id = lines
+        lines
             .iter()
             .find_map(|line| line.get("session_id").and_then(Value::as_str))
-            .with_context(|| format!("no session id in {lines:?}"))?
-            .to_owned();
-        let detail = self.reaches(&id, SessionStatus::Published).await?;
-        Ok((id, detail))
+            .map(str::to_owned)
+            .with_context(|| format!("no session id in {lines:?}"))
     }
 
     /// One session as `explorer session` shows it; `None` when it is not known (yet).

@@ -1,6 +1,7 @@
 //! The walk of one publish with every part real: command, mount, write cache, PostgreSQL, and nothing left afterwards.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use common::messages::SessionStatus;
@@ -10,6 +11,7 @@ use tests::postgres::{BackupOptions, Installation, TestPostgres, installations};
 use tests::s3_server::{BUCKET, S3Server, SECRET};
 use tests::system::TestSystem;
 use tests::tree_hash;
+use tests::victims::Halted;
 
 /// A repository with a backup of a small pgbench database, in the wanted format.
 fn repository(
@@ -117,6 +119,42 @@ async fn a_compressed_tar_backup_is_listed_and_published_without_a_trace() -> Re
     let events = String::from_utf8(events.stdout)?;
     ensure!(
         events.contains("warning: backup monday: pages are slow to read at random"),
+        "{events}"
+    );
+    Ok(())
+}
+
+/// Its archives are decoded to their end first. mount-svc is halted in the middle, so that it has something to tell.
+#[tokio::test]
+async fn a_mount_that_decodes_archives_tells_how_far_it_is() -> Result<()> {
+    let options = BackupOptions {
+        tar: true,
+        arguments: vec!["--compress=server-gzip:level=1".into()],
+    };
+    let (directory, _original) = repository(&installation(15)?, &options)?;
+    let system = TestSystem::start(directory.path()).await?;
+    let mount_svc = system.mount_svc.id().context("mount-svc runs")?;
+    let descriptors = PathBuf::from(format!("/proc/{mount_svc}/fd"));
+    let reads_the_archive = || {
+        let open = std::fs::read_dir(&descriptors).into_iter().flatten();
+        let mut open = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        open.any(|path| path.ends_with("monday/base.tar.gz"))
+    };
+    let id = system.begin_publish(&[]).await?;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !reads_the_archive() {
+        ensure!(Instant::now() < deadline, "the archive is not opened");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let halted = Halted::new(mount_svc)?;
+    // Time goes on meanwhile: when it goes on too, it is due to tell.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    drop(halted);
+    system.reaches(&id, SessionStatus::Published).await?;
+    let events = system.explorer(&["events", "--session", &id]).await?;
+    let events = String::from_utf8(events.stdout)?;
+    ensure!(
+        events.contains("MiB of the backup's compressed archives"),
         "{events}"
     );
     Ok(())

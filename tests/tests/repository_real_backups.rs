@@ -266,14 +266,39 @@ fn take_compressed(cluster: &TestPostgres, directory: &Path, compression: &str) 
     }
 }
 
+/// What the archives of a repository's only backup take.
+fn stored_bytes(repository: &Path) -> u64 {
+    let mut all = 0;
+    for entry in std::fs::read_dir(repository.join("monday")).unwrap() {
+        let entry = entry.unwrap();
+        // Those that are not compressed are not gone through.
+        let is_compressed = !matches!(
+            entry.path().extension().and_then(|e| e.to_str()),
+            None | Some("tar")
+        );
+        if is_compressed {
+            all += entry.metadata().unwrap().len();
+        }
+    }
+    all
+}
+
 fn open_with_store(repository: &Path) -> (Arc<dyn Backup>, Arc<DecodedStore>) {
     let store = Arc::new(DecodedStore::new(DecodedLimits::default()));
     let options = OpenOptions {
         decoded: Some(Arc::clone(&store)),
         ..OpenOptions::default()
     };
+    let progress = Arc::clone(&options.progress);
     let opened = open_repository(repository, options).unwrap();
-    (opened.open(BackupChoice::Newest).unwrap(), store)
+    let backup = opened.open(BackupChoice::Newest).unwrap();
+    // Each archive has been gone through once.
+    let archives = stored_bytes(repository);
+    assert_eq!(
+        (progress.done_bytes(), progress.total_bytes()),
+        (archives, archives)
+    );
+    (backup, store)
 }
 
 #[test]

@@ -17,6 +17,7 @@ payloads! {
     Internal {
         MountRequest = "io.pginstant.mount.request.v1",
         MountRelease = "io.pginstant.mount.release.v1",
+        MountProgress = "io.pginstant.mount.progress.v1",
         MountReady = "io.pginstant.mount.ready.v1",
         MountFailed = "io.pginstant.mount.failed.v1",
         MountReleased = "io.pginstant.mount.released.v1",
@@ -56,6 +57,22 @@ pub struct MountRelease {
     pub epoch: u64,
     /// The target (the mount may never have been made, or mount-svc may have lost its journal).
     pub target: TargetName,
+}
+
+/// A request is worked at, and this is how far: opening a backup in compressed archives may take hours. Told every few seconds while
+/// there is progress, so that who waits knows that it is not in vain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MountProgress {
+    /// The session.
+    pub session_id: SessionId,
+    /// The epoch of the request.
+    pub epoch: u64,
+    /// What is being done, for people.
+    pub text: String,
+    /// How much is done, in bytes.
+    pub done_bytes: u64,
+    /// How much there is, in bytes.
+    pub total_bytes: u64,
 }
 
 /// The mount is there and serves files.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use common::ids::SessionId;
 use common::journal::JournalError;
 use common::messages::{Internal, MountRequest};
 use common::problem::{ErrorCode, Problem};
@@ -30,7 +31,7 @@ pub(super) async fn run(run: Run<'_>) -> Finished {
     if let Err(error) = send(run.service, run.stored, request.into()).await {
         return Finished::Failed(error.into());
     }
-    wait_for_answer(run.service, run.stop, "mount").await
+    wait_for_answer(run.service, run.state().session_id, run.stop, "mount").await
 }
 
 /// Puts a message for mount-svc into the outbox.
@@ -47,15 +48,17 @@ pub(crate) async fn send(
         .await
 }
 
-/// Waits until the answer has ended the activity, at most as long as mount-svc may take. Time without the broker does not count:
-/// an outage must not cost an attempt.
+/// Waits until the answer has ended the activity, at most as long as mount-svc may take without a sign that it advances. Time without
+/// the broker does not count: an outage must not cost an attempt.
 pub(crate) async fn wait_for_answer(
     service: &Service,
+    session_id: SessionId,
     stop: &CancellationToken,
     what: &str,
 ) -> Finished {
     let limit_s = service.config.limits.mount_answer_s;
     let mut waited_s = 0;
+    let mut advance_count = service.mount_advance_count(session_id);
     while waited_s < limit_s {
         if !pause(TICK, stop).await {
             return Finished::Interrupted;
@@ -63,10 +66,14 @@ pub(crate) async fn wait_for_answer(
         if service.bus.health().connected {
             waited_s += 1;
         }
+        let now = service.mount_advance_count(session_id);
+        if std::mem::replace(&mut advance_count, now) != now {
+            waited_s = 0;
+        }
     }
     Finished::Failed(Problem::new(
         ErrorCode::TimedOut,
-        format!("mount-svc did not answer the request to {what} within {limit_s} s"),
+        format!("mount-svc said nothing of the request to {what} within {limit_s} s"),
         "check that mount-svc runs on this mount server and look into its log",
     ))
 }

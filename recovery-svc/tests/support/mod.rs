@@ -362,6 +362,8 @@ pub struct Stage {
     pub automatic_max: u32,
     /// Interval of retries in seconds, if it is not the queue's.
     pub every_s: Option<u32>,
+    /// How long mount-svc may say nothing, in seconds.
+    pub mount_answer_s: u64,
     mount_service: CancellationToken,
     pub stop: CancellationToken,
     pub running: Option<Running>,
@@ -377,6 +379,14 @@ impl Stage {
     }
 
     pub async fn with_retries(automatic_max: u32, every_s: Option<u32>) -> Self {
+        Self::with(automatic_max, every_s, 20).await
+    }
+
+    pub async fn with_mount_answer(mount_answer_s: u64) -> Self {
+        Self::with(0, None, mount_answer_s).await
+    }
+
+    async fn with(automatic_max: u32, every_s: Option<u32>, mount_answer_s: u64) -> Self {
         let mut stage = Self {
             directory: tempfile::tempdir().unwrap(),
             bus: TestBus::default(),
@@ -384,6 +394,7 @@ impl Stage {
             env: Env::system(),
             automatic_max,
             every_s,
+            mount_answer_s,
             mount_service: CancellationToken::new(),
             stop: CancellationToken::new(),
             running: None,
@@ -403,10 +414,11 @@ impl Stage {
                 "broker":{{"user":"u","password_file":"/p"}},
                 "targets":{{"local":{{"agent_program":"/a","default_port":5999}}}},
                 "retry":{{"publish":{{"automatic_max":{},"every_s":{}}}}},
-                "limits":{{"watch_every_ms":30,"recovery_poll_every_ms":10,"retry_queue_ms":5000,"retry_jitter_ms":1,"mount_answer_s":20}}}}"#,
+                "limits":{{"watch_every_ms":30,"recovery_poll_every_ms":10,"retry_queue_ms":5000,"retry_jitter_ms":1,"mount_answer_s":{}}}}}"#,
             self.directory.path(),
             self.automatic_max,
             self.every_s.map_or("null".to_owned(), |s| s.to_string()),
+            self.mount_answer_s,
         );
         serde_json::from_str(&text).unwrap()
     }

@@ -15,7 +15,7 @@ use crate::restore_point::Tablespace;
 use crate::seekable::{Codec, FirstPass, Seekable, Stored, Stream};
 use crate::storage::{SizedFile, StorageFile};
 use crate::tree::{Found, Location, TreeBuilder};
-use crate::{Limits, OpenOptions, RepositoryError};
+use crate::{OpenOptions, OpenProgress, RepositoryError};
 
 mod beginning;
 mod side_by_side;
@@ -165,8 +165,12 @@ pub(crate) fn scan_tar(
             add(tree, &path, None, 0o700, 0, Location { source, offset: 0 })?;
         }
     }
+    for name in names.iter().filter(|name| name.codec.is_some()) {
+        let (_, size_bytes) = open_sized(&files.directory, &name.name)?;
+        options.progress.add_total(size_bytes);
+    }
     let scan = |source: u32, name: &ArchiveName, found: &mut FoundMember<'_>| {
-        scan_archive(&files, source, name, &options.limits, found)
+        scan_archive(&files, source, name, options, found)
     };
     files.archives = scan_side_by_side(&names, &scan, &mut |source, name, member| {
         add_member(tree, &mut links, source, name, member)
@@ -182,9 +186,10 @@ fn scan_archive(
     files: &TarFiles,
     source: u32,
     name: &ArchiveName,
-    limits: &Limits,
+    options: &OpenOptions,
     found: &mut FoundMember<'_>,
 ) -> Result<Archive, RepositoryError> {
+    let limits = &options.limits;
     let shown = name.name.as_str();
     let (file, size_bytes) = open_sized(&files.directory, shown)?;
     let mut index =
@@ -206,7 +211,11 @@ fn scan_archive(
                 owner: files.owner,
                 number: source,
             };
-            let mut pass = FirstPass::new(stream, Arc::new(file), size_bytes)?;
+            let stored = Watched {
+                file,
+                progress: Arc::clone(&options.progress),
+            };
+            let mut pass = FirstPass::new(stream, Arc::new(stored), size_bytes)?;
             index(&mut pass)?;
             let (seekable, damage) = pass.finish()?;
             (Some(seekable), damage)
@@ -218,6 +227,20 @@ fn scan_archive(
         seekable,
         damage,
     })
+}
+
+/// An archive of which is told how much has been read. It is read from its beginning to its end, once.
+struct Watched {
+    file: StorageFile,
+    progress: Arc<OpenProgress>,
+}
+
+impl Stored for Watched {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.file.read_at(offset, buffer)?;
+        self.progress.add_done(count as u64);
+        Ok(count)
+    }
 }
 
 fn add_member(
