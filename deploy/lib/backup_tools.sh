@@ -50,18 +50,19 @@ make_pgbackrest() (
     "$place/pgbackrest" version
 )
 
-# Today's Barman beside Debian's; its module for PostgreSQL is Debian's.
-install_barman() {
-    local venv=$CACHE/barman-3.17.0
-    if [[ ! -e $venv/complete ]]; then
-        step "installing Barman 3.17.0 from PyPI into $venv"
+# install_barmans VERSION…: Barman beside Debian's; its module for PostgreSQL is Debian's.
+install_barmans() {
+    local version venv
+    for version in "$@"; do
+        venv=$CACHE/barman-$version
+        [[ ! -e $venv/complete ]] || continue
+        step "installing Barman $version from PyPI into $venv"
         rm -rf "$venv"
         mkdir -p "$CACHE"
         /usr/bin/python3 -m venv --system-site-packages "$venv"
-        "$venv/bin/pip" install --quiet barman==3.17.0 ||
-            die "Barman could not be installed from PyPI" "See pip's words above; is pypi.org reachable?"
+        "$venv/bin/pip" install --quiet "barman==$version" ||
+            die "Barman $version could not be installed from PyPI" "See pip's words above; is pypi.org reachable?"
         chmod -R a+rX "$CACHE"
         touch "$venv/complete"
-    fi
-    export PGINSTANT_TEST_BARMAN=$venv/bin/barman
+    done
 }

@@ -1,4 +1,4 @@
-//! The real Barman for a test: a cluster that archives to three servers of Barman, one for each way of taking backups, and what
+//! The real Barman for a test: a cluster that archives to servers of Barman, one for each way of taking backups, and what
 //! `barman recover` makes of those.
 
 use std::os::unix::fs::PermissionsExt;
@@ -15,6 +15,13 @@ pub const RSYNC: &str = "rs";
 pub const PLAIN: &str = "pg";
 /// By `pg_basebackup`, into tar archives that are not compressed.
 pub const TAR: &str = "tar";
+/// The same by gzip.
+pub const TAR_GZIP: &str = "gzip";
+/// The same by lz4.
+pub const TAR_LZ4: &str = "lz4";
+/// The same by zstd.
+pub const TAR_ZSTD: &str = "zstd";
+const USUAL: [&str; 3] = [RSYNC, PLAIN, TAR];
 
 /// In place of `ssh`: options, a host, options, a command, which runs here.
 const SSH: &str = "#!/bin/sh\n\
@@ -27,10 +34,11 @@ pub fn of_debian() -> PathBuf {
     "/usr/bin/barman".into()
 }
 
-/// Today's, 3.17, as `./test` installs it.
-pub fn of_today() -> PathBuf {
-    let place = std::env::var_os("PGINSTANT_TEST_BARMAN").map(PathBuf::from);
-    place.unwrap_or_else(|| "/var/cache/pginstant-test/barman-3.17.0/bin/barman".into())
+/// One of the versions that `./test` installs: 3.13.3, which Debian 13 has, and today's, 3.19.1.
+pub fn of_version(version: &str) -> PathBuf {
+    let cache = std::env::var_os("PGINSTANT_TEST_CACHE").map(PathBuf::from);
+    let cache = cache.unwrap_or_else(|| "/var/cache/pginstant-test".into());
+    cache.join(format!("barman-{version}/bin/barman"))
 }
 
 /// A cluster and its servers; all of it goes away with the test.
@@ -39,19 +47,38 @@ pub struct Stage {
     program: PathBuf,
     cluster: TestPostgres,
     directory: TempDir,
+    servers: Vec<&'static str>,
 }
 
 impl Stage {
-    /// Makes a cluster with a tablespace, and has it archive to each server.
+    /// Makes a cluster with a tablespace, and has it archive to the three usual servers.
     pub fn new(program: PathBuf, installation: &Installation) -> Result<Self> {
+        Self::with_servers(program, installation, &USUAL)
+    }
+
+    /// The same with these servers.
+    pub fn with_servers(
+        program: PathBuf,
+        installation: &Installation,
+        servers: &[&'static str],
+    ) -> Result<Self> {
         let mut cluster = TestPostgres::start_new(installation)?;
         cluster.create_tablespace("one")?;
-        Self::of(program, cluster, Path::new("/var/tmp"))
+        Self::made(program, cluster, Path::new("/var/tmp"), servers)
     }
 
     /// The same for a cluster that there is already, with its tablespace `one`; what is made for it lies below `parent`, to which the
     /// OS user must get through.
     pub fn of(program: PathBuf, cluster: TestPostgres, parent: &Path) -> Result<Self> {
+        Self::made(program, cluster, parent, &USUAL)
+    }
+
+    fn made(
+        program: PathBuf,
+        cluster: TestPostgres,
+        parent: &Path,
+        servers: &[&'static str],
+    ) -> Result<Self> {
         anyhow::ensure!(
             program.exists(),
             "{} is not installed; ./test installs it",
@@ -65,6 +92,7 @@ impl Stage {
             program,
             cluster,
             directory,
+            servers: servers.to_vec(),
         };
         stage.configure()?;
         stage.archive()?;
@@ -83,26 +111,25 @@ impl Stage {
             "[barman]\nbarman_home = {here}/home\nbarman_user = postgres\nlog_file = {here}/barman.log\nlog_level = INFO\n\
              configuration_files_directory = {here}/conf.d\npath_prefix = {bin}\nbackup_options = concurrent_backup\nimmediate_checkpoint = true\narchiver = on\n"
         );
-        for (server, lines) in [
-            (
-                RSYNC,
-                format!(
+        for server in &self.servers {
+            let lines = match *server {
+                RSYNC => format!(
                     "backup_method = rsync\nreuse_backup = link\nssh_command = {here}/ssh here\ncompression = gzip"
                 ),
-            ),
-            (
-                PLAIN,
-                format!(
+                PLAIN => format!(
                     "backup_method = postgres\nstreaming_conninfo = {connection}\ncompression = bzip2"
                 ),
-            ),
-            (
-                TAR,
-                format!(
-                    "backup_method = postgres\nstreaming_conninfo = {connection}\nbackup_compression = none"
-                ),
-            ),
-        ] {
+                tar => {
+                    let codec = if tar == TAR { "none" } else { tar };
+                    let staging = self.directory.path().join("staging");
+                    std::fs::create_dir_all(&staging)?;
+                    format!(
+                        "backup_method = postgres\nstreaming_conninfo = {connection}\nbackup_compression = {codec}\n\
+                         recovery_staging_path = {}",
+                        staging.display()
+                    )
+                }
+            };
             text +=
                 &format!("[{server}]\ndescription = {server}\nconninfo = {connection}\n{lines}\n");
             std::fs::create_dir_all(self.server(server).join("incoming"))?;
@@ -111,8 +138,9 @@ impl Stage {
         std::fs::write(self.configuration(), text)?;
         // A segment appears where Barman looks for it when it is whole.
         let archive = format!(
-            "#!/bin/sh\nset -e\nhome={here}/home\nfor server in {RSYNC} {PLAIN} {TAR}; do\n\
-             cp \"$1\" \"$home/$2.$server\"\nmv \"$home/$2.$server\" \"$home/$server/incoming/$2\"\ndone\n"
+            "#!/bin/sh\nset -e\nhome={here}/home\nfor server in {}; do\n\
+             cp \"$1\" \"$home/$2.$server\"\nmv \"$home/$2.$server\" \"$home/$server/incoming/$2\"\ndone\n",
+            self.servers.join(" ")
         );
         for (name, script) in [("ssh", SSH), ("archive", &archive)] {
             let path = self.directory.path().join(name);
@@ -138,8 +166,9 @@ impl Stage {
         self.cluster.stop("fast")?;
         self.cluster.start()?;
         // What one has received, all have.
-        self.run(&["switch-wal", "--force", "--archive", RSYNC])?;
-        for server in [PLAIN, TAR] {
+        let (first, others) = self.servers.split_first().context("a server")?;
+        self.run(&["switch-wal", "--force", "--archive", first])?;
+        for server in others {
             self.run(&["archive-wal", server])?;
         }
         Ok(())

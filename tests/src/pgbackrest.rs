@@ -1,6 +1,8 @@
 //! The real pgBackRest for a test: a cluster that archives to one or more repositories, backups in them, and what
 //! `pgbackrest restore` makes of those.
 
+mod legacy;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,6 +11,8 @@ use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::postgres::{Installation, TestPostgres, as_postgres, give_to_postgres, run};
+
+pub use legacy::rewrite_as_2_36;
 
 /// The passphrase of encrypted repositories.
 pub const PASSPHRASE: &str = "a passphrase of the tests";

@@ -88,6 +88,15 @@ impl TestPostgres {
 
     /// The same in a directory below this one.
     pub fn start_new_in(installation: &Installation, parent: &Path) -> Result<Self> {
+        Self::make(installation, parent, 16)
+    }
+
+    /// The same with WAL segments of this size, in MiB: a power of two from 1 to 1024.
+    pub fn start_new_with_segments(installation: &Installation, segment_mib: u32) -> Result<Self> {
+        Self::make(installation, &std::env::temp_dir(), segment_mib)
+    }
+
+    fn make(installation: &Installation, parent: &Path, segment_mib: u32) -> Result<Self> {
         let directory = tempfile::Builder::new()
             .prefix("pginstant-test-pg")
             .tempdir_in(parent)?;
@@ -109,12 +118,15 @@ impl TestPostgres {
                 "--no-sync",
                 "-U",
                 OS_USER,
-                "-D",
             ])
+            .arg(format!("--wal-segsize={segment_mib}"))
+            .arg("-D")
             .arg(cluster.data_directory()))?;
+        // At least two segments.
+        let max_wal_mib = (2 * segment_mib).max(512);
         let settings = format!(
             "listen_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\nwal_level = replica\nmax_wal_senders = 8\n\
-             fsync = off\nlog_timezone = 'UTC'\nshared_buffers = 64MB\nmax_wal_size = 512MB\n",
+             fsync = off\nlog_timezone = 'UTC'\nshared_buffers = 64MB\nmax_wal_size = {max_wal_mib}MB\n",
             cluster.socket_directory().display()
         );
         append(&cluster.data_directory().join("postgresql.conf"), &settings)?;

@@ -93,23 +93,7 @@ async fn files_agree_with_the_manifest(
     installation: &Installation,
     backup: &str,
 ) -> Result<()> {
-    let arguments = [
-        "mount",
-        "--repository",
-        "main",
-        "--backup",
-        backup,
-        "--target",
-        "here",
-        "--no-wait",
-    ];
-    let lines = system.explorer_json(&arguments).await?;
-    let id = lines
-        .iter()
-        .find_map(|line| line.get("session_id").and_then(|id| id.as_str()))
-        .with_context(|| format!("no session id in {lines:?}"))?;
-    let detail = system.reaches(id, SessionStatus::Mounted).await?;
-    let mounted = detail.mounted.context("where it is mounted")?;
+    let (id, mounted) = system.mount(&["--backup", backup]).await?;
     let mut verify = tests::postgres::as_postgres(&installation.bin.join("pg_verifybackup"));
     // The manifest is the backup's, not the instance's: the mount does not show it.
     let manifest = original.repository().join(backup).join("backup_manifest");
@@ -118,7 +102,7 @@ async fn files_agree_with_the_manifest(
         .args(["--quiet", "--no-parse-wal", "--ignore=tablespace_map", "-m"])
         .arg(manifest);
     let verified = tests::postgres::run(verify.arg(&mounted.data_directory)).map(drop);
-    unpublish(system, id).await?;
+    unpublish(system, &id).await?;
     verified
 }
 

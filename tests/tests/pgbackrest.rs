@@ -20,7 +20,9 @@ use repository::{
     Backup, BackupChoice, BackupFormat, BackupKind, DecodedLimits, DecodedStore, EntryKind,
     OpenOptions, Repository, Verification,
 };
-use tests::pgbackrest::{Layout, PASSPHRASE, RepositoryKind, STANZA, Stage, Tool, state_of};
+use tests::pgbackrest::{
+    Layout, PASSPHRASE, RepositoryKind, STANZA, Stage, Tool, rewrite_as_2_36, state_of,
+};
 use tests::postgres::{Installation, installations};
 
 fn postgresql(major: u32) -> Installation {
@@ -411,6 +413,38 @@ fn repositories_of_an_older_pgbackrest_are_read_and_its_beta_of_blocks_is_refuse
         "{text}"
     );
     assert!(error.is_permanent() && error.remedy().contains("2.46"));
+}
+
+/// Its lists of references, checksums of what is stored and bundles came later.
+#[test]
+fn a_repository_as_pgbackrest_2_36_wrote_it_is_read_as_a_younger_one_restores_it() {
+    let kind = RepositoryKind {
+        layout: Layout::Plain,
+        is_encrypted: false,
+    };
+    let stage = Stage::new(&Tool::of("bookworm").unwrap(), &postgresql(15), &[kind]).unwrap();
+    fill(&stage);
+    let mut labels = Vec::new();
+    for argument in ["--type=full", "--type=diff", "--type=incr"] {
+        labels.push(stage.backup(1, &[argument, "--compress-type=gz"]).unwrap());
+        change(&stage, 300 + u32::try_from(labels.len()).unwrap());
+    }
+    rewrite_as_2_36(&stage, 1).unwrap();
+    let manifest = format!("backup/{STANZA}/{}/backup.manifest", labels[2]);
+    let manifest = std::fs::read_to_string(stage.repository(1).join(manifest)).unwrap();
+    assert!(manifest.contains("\"2.36\"") && manifest.contains("\"reference\""));
+    assert!(!manifest.contains("backup-reference") && !manifest.contains("\"rck\""));
+    let mut random = StdRng::seed_from_u64(seed());
+    let kinds = [
+        BackupKind::Full,
+        BackupKind::Differential,
+        BackupKind::Incremental,
+    ];
+    for (number, (label, kind)) in labels.iter().zip(kinds).enumerate() {
+        let backup = open(&stage, 1, false, label);
+        check_restore_point(&*backup, kind, &labels[..number], 15);
+        compare(&stage, 1, &*backup, &mut random);
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use common::messages::{SessionDetail, SessionStatus};
 use tempfile::TempDir;
 use tests::barman;
 use tests::history::{self, History};
-use tests::pgbackrest::{Layout, PASSPHRASE, RepositoryKind, STANZA, Stage, Tool};
+use tests::pgbackrest::{Layout, PASSPHRASE, RepositoryKind, STANZA, Setting, Stage, Tool};
 use tests::postgres::{
     BackupOptions, Installation, TestPostgres, give_to_postgres, installations, run, wait_until,
 };
@@ -81,11 +81,19 @@ struct Shop {
 
 impl Shop {
     fn new() -> Result<Self> {
+        Self::with_segments(16)
+    }
+
+    fn with_segments(segment_mib: u32) -> Result<Self> {
         let kind = RepositoryKind {
             layout: Layout::Bundle,
             is_encrypted: true,
         };
-        let stage = Stage::new(&Tool::of("trixie")?, &installation(15)?, &[kind])?;
+        let setting = Setting {
+            cluster: TestPostgres::start_new_with_segments(&installation(15)?, segment_mib)?,
+            parent: Path::new("/var/tmp"),
+        };
+        let stage = Stage::of(&Tool::of("trixie")?, setting, &[kind])?;
         let cluster = stage.cluster();
         fill(cluster)?;
         let label = stage.backup(1, &["--type=full", "--compress-type=zst"])?;
@@ -179,6 +187,20 @@ fn names_in(directory: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// The smallest segments that PostgreSQL knows, and the largest.
+#[tokio::test]
+async fn recovery_goes_on_with_segments_of_any_size() -> Result<()> {
+    for segment_mib in [1, 1024] {
+        let shop = Shop::with_segments(segment_mib)?;
+        commit(shop.stage.cluster(), "b-after")?;
+        commit(shop.stage.cluster(), "c-after")?;
+        let system = shop.system().await?;
+        let found = published(&system, &[]).await?;
+        ensure!(found == ("a-before b-after c-after".into(), 2), "{found:?}");
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_mount_shows_the_archive_as_it_was_when_it_was_made_whatever_becomes_of_it() -> Result<()>
 {
@@ -187,22 +209,7 @@ async fn a_mount_shows_the_archive_as_it_was_when_it_was_made_whatever_becomes_o
     let second = commit(shop.stage.cluster(), "c-after")?;
     let third = commit(shop.stage.cluster(), "d-after")?;
     let mut system = shop.system().await?;
-    let mount = [
-        "mount",
-        "--repository",
-        "main",
-        "--target",
-        "here",
-        "--no-wait",
-    ];
-    let lines = system.explorer_json(&mount).await?;
-    let id = lines
-        .iter()
-        .find_map(|line| line.get("session_id")?.as_str())
-        .context("a session")?
-        .to_owned();
-    let detail = system.reaches(&id, SessionStatus::Mounted).await?;
-    let mounted = detail.mounted.context("where it is mounted")?;
+    let (id, mounted) = system.mount(&[]).await?;
     let wal = mounted.mount_point.join("wal");
     let shown = names_in(&wal)?;
     for name in [&first, &second, &third] {
