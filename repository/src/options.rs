@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::{DecodedLimits, DecodedStore};
+use crate::{DecodedLimits, DecodedStore, Storage};
 
 /// How a repository is opened; [`Default`] is right for most.
 #[derive(Debug, Clone, Default)]
@@ -13,12 +13,21 @@ pub struct OpenOptions {
     pub tablespace_directories: Vec<PathBuf>,
     /// What the caller calls the setting behind `tablespace_directories`, for refusals to name; `tablespace_directories` when empty.
     pub tablespace_setting: String,
-    /// The directory to which WAL is archived, of a repository that is a directory of backups; other formats have their own.
-    pub wal_archive: Option<PathBuf>,
+    /// Where WAL is archived, of a repository that is a directory of backups; other formats have their own.
+    pub wal_archive: Option<WalPlace>,
     /// What is too much.
     pub limits: Limits,
     /// Where decoded bytes lie; without one each repository that needs it makes its own.
     pub decoded: Option<Arc<DecodedStore>>,
+}
+
+/// Where WAL is archived.
+#[derive(Debug, Clone)]
+pub enum WalPlace {
+    /// A local directory, opened when it is needed.
+    Directory(PathBuf),
+    /// A part of a bucket.
+    Objects(Arc<Storage>),
 }
 
 impl OpenOptions {

@@ -42,7 +42,7 @@ struct BarmanRepository {
 impl BarmanRepository {
     fn unknown(&self, what: String) -> RepositoryError {
         RepositoryError::UnknownBackup {
-            repository: self.server.path.display().to_string(),
+            repository: self.server.storage().shown().to_owned(),
             what,
         }
     }
@@ -58,22 +58,19 @@ impl BarmanRepository {
         }
     }
 
-    fn place(&self, id: &str, info: &BackupInfo) -> Place<'_> {
-        let directory = self.server.path.join("base").join(id);
+    fn place(&self, id: &str, info: &BackupInfo) -> Result<Place, RepositoryError> {
+        let storage = self.server.storage();
+        let mut place = Place::at(storage, format!("base/{id}/data"), id.to_owned())?;
         let beside = info.tablespaces.iter().filter_map(|tablespace| {
-            let path = directory.join(tablespace.oid.to_string());
-            let is_there = path.symlink_metadata().is_ok_and(|found| found.is_dir());
-            is_there.then(|| TablespaceDirectory {
+            let path = format!("base/{id}/{}", tablespace.oid);
+            storage.has_directory(&path).ok()?;
+            Some(TablespaceDirectory {
                 path,
                 tablespace: tablespace.clone(),
             })
         });
-        Place {
-            repository: &self.server.path,
-            path: directory.join("data"),
-            label: id.to_owned(),
-            tablespaces: beside.collect(),
-        }
+        place.tablespaces = beside.collect();
+        Ok(place)
     }
 
     /// Where the parents of incremental backups are looked for.
@@ -83,7 +80,7 @@ impl BarmanRepository {
             for id in self.server.backup_ids()? {
                 // One that cannot be used is nobody's parent; opening it says why.
                 if let Ok(info) = self.usable(&id) {
-                    places.push(self.place(&id, &info));
+                    places.push(self.place(&id, &info)?);
                 }
             }
             Ok(places)
@@ -97,7 +94,7 @@ impl BarmanRepository {
         siblings: &Siblings<'_>,
     ) -> Result<Arc<dyn Backup>, RepositoryError> {
         let info = self.usable(id)?;
-        let place = self.place(id, &info);
+        let place = self.place(id, &info)?;
         let backup = open_backup(&place, siblings, Wal::Elsewhere, &self.options)?;
         let mut restore_point = backup.restore_point().clone();
         let begins = restore_point.recoverable;

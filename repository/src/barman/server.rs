@@ -13,7 +13,6 @@ use crate::storage::{Storage, StorageFile};
 #[derive(Debug)]
 pub(super) struct Server {
     storage: Arc<Storage>,
-    pub(super) path: PathBuf,
 }
 
 impl Server {
@@ -28,7 +27,6 @@ impl Server {
         };
         Ok(Self {
             storage: Arc::new(Storage::directory(&path)?),
-            path,
         })
     }
 

@@ -1,19 +1,15 @@
 //! A backup in tar archives: `base.tar`, `<oid>.tar` for each tablespace, `pg_wal.tar`, each compressed or not.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::Dir;
-
+use super::place::Place;
 use super::tar_index::{Member, MemberKind, ReadAt, read_tar_index};
-use crate::beneath::{open_file, open_root};
 use crate::decoded::{DecodedLimits, DecodedStore};
 use crate::handles::Handles;
 use crate::name::parse_oid;
 use crate::restore_point::Tablespace;
 use crate::seekable::{Codec, FirstPass, Seekable, Stored, Stream};
-use crate::storage::{SizedFile, StorageFile};
+use crate::storage::{SizedFile, Storage, StorageFile};
 use crate::tree::{Found, Location, TreeBuilder};
 use crate::{Limits, OpenOptions, RepositoryError};
 
@@ -26,7 +22,7 @@ use side_by_side::scan_side_by_side;
 /// The archives of a backup, in the order of [`Location::source`].
 #[derive(Debug)]
 pub(crate) struct TarFiles {
-    directory: OwnedFd,
+    directory: Storage,
     archives: Vec<Archive>,
     store: Arc<DecodedStore>,
     owner: u64,
@@ -36,6 +32,8 @@ pub(crate) struct TarFiles {
 struct Archive {
     name: ArchiveName,
     size_bytes: u64,
+    /// What tells it from another of this size, where that shows.
+    identity: Option<String>,
     /// If it is compressed.
     seekable: Option<Seekable>,
     /// What is wrong behind its last file.
@@ -102,6 +100,9 @@ impl TarFiles {
                 "its size has changed since the backup was opened",
             ));
         }
+        if file.identity() != archive.identity {
+            return Err(RepositoryError::unreadable(name, "open", file.changed()));
+        }
         Ok(file)
     }
 
@@ -128,24 +129,20 @@ impl Drop for TarFiles {
     }
 }
 
-fn open_sized(directory: &OwnedFd, name: &str) -> Result<(StorageFile, u64), RepositoryError> {
+fn open_sized(directory: &Storage, name: &str) -> Result<(StorageFile, u64), RepositoryError> {
     let unreadable = |error| RepositoryError::unreadable(name, "open archive", error);
-    let file = open_file(directory.as_fd(), name).map_err(unreadable)?;
-    let file = StorageFile::Local(file);
+    let file = directory.file(name).map_err(unreadable)?;
     let size_bytes = file.size_bytes().map_err(unreadable)?;
     Ok((file, size_bytes))
 }
 
 /// Reads the headers of all archives of a backup; adds all files to `tree`. Compressed ones are decoded for it, several at a time.
 pub(crate) fn scan_tar(
-    path: &Path,
+    place: &Place,
     options: &OpenOptions,
     tree: &mut TreeBuilder,
 ) -> Result<TarScan, RepositoryError> {
-    let shown = path.display().to_string();
-    let directory = open_root(path);
-    let directory =
-        directory.map_err(|error| RepositoryError::unreadable(shown, "open directory", error))?;
+    let directory = place.open()?;
     let names = archive_names(&directory)?;
     let store = options
         .decoded
@@ -187,6 +184,7 @@ fn scan_archive(
 ) -> Result<Archive, RepositoryError> {
     let shown = name.name.as_str();
     let (file, size_bytes) = open_sized(&files.directory, shown)?;
+    let identity = file.identity();
     let mut index =
         |archive: &mut dyn ReadAt| read_tar_index(archive, shown, limits, &mut |m| found(m));
     let (seekable, damage) = match name.codec {
@@ -215,6 +213,7 @@ fn scan_archive(
     Ok(Archive {
         name: name.clone(),
         size_bytes,
+        identity,
         seekable,
         damage,
     })
@@ -284,26 +283,19 @@ fn note_tablespace(links: &mut Vec<Tablespace>, oid: u32, location: String) {
 }
 
 /// The names of a backup's archives, if one of them is compressed.
-pub(crate) fn compressed_archives(path: &Path) -> Result<Option<Vec<String>>, RepositoryError> {
-    let shown = path.display().to_string();
-    let directory = open_root(path);
-    let directory =
-        directory.map_err(|error| RepositoryError::unreadable(shown, "open directory", error))?;
-    let names = archive_names(&directory)?;
+pub(crate) fn compressed_archives(place: &Place) -> Result<Option<Vec<String>>, RepositoryError> {
+    let names = archive_names(&place.open()?)?;
     let is_compressed = names.iter().any(|name| name.codec.is_some());
     Ok(is_compressed.then(|| names.into_iter().map(|name| name.name).collect()))
 }
 
 /// The archives in the directory, `base.tar` first. The same one twice, compressed and not, is refused.
-fn archive_names(directory: &OwnedFd) -> Result<Vec<ArchiveName>, RepositoryError> {
+fn archive_names(directory: &Storage) -> Result<Vec<ArchiveName>, RepositoryError> {
     let unreadable = |error| RepositoryError::unreadable(".", "list directory", error);
     let mut names: Vec<ArchiveName> = Vec::new();
-    for entry in Dir::read_from(directory).map_err(unreadable)? {
-        let entry = entry.map_err(unreadable)?;
-        // Names that are not UTF-8 are no archives of a backup, and nothing else here is of interest.
-        let Some(name) = entry.file_name().to_str().ok().and_then(archive_name) else {
-            continue;
-        };
+    // Nothing else here is of interest.
+    let listed = directory.names("").map_err(unreadable)?;
+    for name in listed.iter().filter_map(|name| archive_name(name)) {
         if let Some(other) = names.iter().find(|other| other.part == name.part) {
             let (a, b) = (&other.name, &name.name);
             let (first, second) = if a < b { (a, b) } else { (b, a) };

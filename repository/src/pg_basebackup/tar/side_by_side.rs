@@ -97,6 +97,7 @@ mod tests {
         Archive {
             name: name.clone(),
             size_bytes: 0,
+            identity: None,
             seekable: None,
             damage: None,
         }
