@@ -2,6 +2,7 @@
 //! are generated from the code.
 
 pub mod account;
+pub mod azure_server;
 pub mod barman;
 pub mod bench;
 pub mod broker;
