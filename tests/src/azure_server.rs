@@ -134,13 +134,16 @@ impl AzureServer {
         Ok(path)
     }
 
-    /// What `AZURE_STORAGE_CONNECTION_STRING` says of it.
-    pub fn connection_string(&self) -> String {
-        format!(
-            "DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY};\
-             BlobEndpoint=http://127.0.0.1:{}/{ACCOUNT};",
+    /// Writes a file with a connection string, which says everything.
+    pub fn write_connection_string(&self) -> Result<PathBuf> {
+        let path = self.directory.path().join("connection string");
+        let text = format!(
+            "AZURE_STORAGE_CONNECTION_STRING = DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY};\
+             BlobEndpoint=http://127.0.0.1:{}/{ACCOUNT};\n",
             self.port
-        )
+        );
+        std::fs::write(&path, text)?;
+        Ok(path)
     }
 
     /// A front that speaks TLS.

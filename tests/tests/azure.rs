@@ -142,6 +142,32 @@ fn an_object_in_azure_that_is_replaced_under_its_reader_is_an_error_that_names_i
 }
 
 #[test]
+fn azures_connection_string_says_all_that_is_needed() {
+    let cloud = Cloud::new(Layout::Bundle, false, "zst");
+    let by_string = ObjectOptions {
+        credentials_file: Some(cloud.server.write_connection_string().unwrap()),
+        allow_http: true,
+        ..ObjectOptions::default()
+    };
+    let backup = cloud.newest(&by_string, &S3Server::access(AT_ONCE));
+    let (_, file, size_bytes) = files(&*backup).remove(0);
+    let mut content = vec![0; usize::try_from(size_bytes).unwrap()];
+    assert_eq!(
+        backup.read_at(file, 0, &mut content).unwrap(),
+        content.len()
+    );
+    let encrypted_only = ObjectOptions {
+        allow_http: false,
+        ..by_string
+    };
+    let location = repository::ObjectLocation::parse("az://backups/pgbackrest").unwrap();
+    let error = Storage::objects(&location.unwrap(), &encrypted_only, &Arc::default());
+    let error = error.unwrap_err();
+    assert!(error.to_string().contains("unencrypted"), "{error}");
+    assert!(!format!("{error:?}").contains(KEY), "{error:?}");
+}
+
+#[test]
 fn what_azure_refuses_and_its_absence_are_said_in_one_sentence_without_secrets() {
     let mut cloud = Cloud::new(Layout::Bundle, false, "gz");
     let other_key = "YW5vdGhlciBrZXkgdGhhdCBpcyBub3QgdGhlIGFjY291bnQncw==";

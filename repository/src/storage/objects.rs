@@ -1,8 +1,10 @@
 //! A repository in an object store: objects by the paths that its files have below a directory.
 
 mod access;
+mod aws_profile;
 mod blocks;
 mod client;
+mod credentials;
 mod failure;
 mod file;
 mod location;
