@@ -50,18 +50,18 @@ make_pgbackrest() (
     "$place/pgbackrest" version
 )
 
-# Today's Barman beside Debian's; its module for PostgreSQL is Debian's.
+# Today's Barman beside Debian's, with its programs for clouds; its module for PostgreSQL is Debian's.
 install_barman() {
     local venv=$CACHE/barman-3.17.0
-    if [[ ! -e $venv/complete ]]; then
+    if [[ ! -e $venv/cloud ]]; then
         step "installing Barman 3.17.0 from PyPI into $venv"
         rm -rf "$venv"
         mkdir -p "$CACHE"
         /usr/bin/python3 -m venv --system-site-packages "$venv"
-        "$venv/bin/pip" install --quiet barman==3.17.0 ||
+        "$venv/bin/pip" install --quiet 'barman[cloud]==3.17.0' ||
             die "Barman could not be installed from PyPI" "See pip's words above; is pypi.org reachable?"
         chmod -R a+rX "$CACHE"
-        touch "$venv/complete"
+        touch "$venv/cloud"
     fi
     export PGINSTANT_TEST_BARMAN=$venv/bin/barman
 }

@@ -111,7 +111,7 @@ pub struct RepositoryConfig {
     #[serde(default)]
     pub kind: RepositoryKind,
     /// The directory that is a backup or holds backups as its children; of pgBackRest the directory of the repository, of Barman
-    /// that of the server. Of the first two also a part of a bucket: `s3://bucket/prefix`, `az://container/prefix`, `gs://bucket/prefix`.
+    /// that of the server. Also a part of a bucket: `s3://bucket/prefix`, `az://container/prefix`, `gs://bucket/prefix`.
     pub path: PathBuf,
     /// Directories outside of `path` to which tablespace links of plain backups may lead.
     #[serde(default)]
@@ -231,12 +231,6 @@ impl RepositoryConfig {
         }
         let (location, wal_location) = (self.location(name)?, self.wal_location(name)?);
         let is_in_objects = location.is_some();
-        if is_in_objects && self.kind == RepositoryKind::Barman {
-            return wrong(
-                "repositories of Barman are not read from object stores".to_owned(),
-                "name a directory, or set kind = \"pgbackrest\" or \"pg_basebackup\"",
-            );
-        }
         let stores = [&location, &wal_location].map(|found| found.as_ref().map(|found| found.kind));
         if let [Some(store), Some(other)] = stores
             && store != other
@@ -446,7 +440,7 @@ mod tests {
             "path = \"s3://bucket/prefix\"\nwal_archive = \"az://bucket/wal\"",
             "path = \"s3://bucket/prefix\"\nwal_archive = \"s3://bucket//wal\"",
             "path = \"s3://bucket/prefix\"\nwal_archive = \"wal\"",
-            "kind = \"barman\"\npath = \"s3://bucket/prefix\"",
+            "kind = \"barman\"\npath = \"s3://\"",
         ] {
             let problem = with(bad).unwrap_err();
             assert!(problem.message.starts_with("repositories.b: "), "{problem}");
@@ -464,6 +458,7 @@ mod tests {
         assert!(with(&format!("{good}{plain}")).is_ok());
         for good in [
             "path = \"s3://bucket/prefix\"",
+            "kind = \"barman\"\npath = \"s3://bucket/prefix/server\"",
             "path = \"s3://bucket/prefix\"\nwal_archive = \"s3://other/wal\"",
             "path = \"s3://bucket/prefix\"\nwal_archive = \"/wal\"",
             "path = \"/r\"\nwal_archive = \"s3://bucket/wal\"",

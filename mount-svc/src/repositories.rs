@@ -10,7 +10,7 @@ use common::messages::{
 };
 use common::problem::{ErrorCode, Problem};
 use jiff::Timestamp;
-use repository::barman::open_barman;
+use repository::barman::{open_barman, open_barman_in};
 use repository::pgbackrest::{Passphrase, PgBackRestOptions, open_pgbackrest, open_pgbackrest_in};
 use repository::{
     BackupFormat, BackupKind, DecodedLimits, DecodedStore, ObjectAccess, ObjectLimits,
@@ -90,7 +90,8 @@ pub fn open(
                 Some(storage) => open_pgbackrest_in(storage, &pgbackrest, options),
             }
         }
-        (RepositoryKind::Barman, _) => open_barman(&config.path, options),
+        (RepositoryKind::Barman, None) => open_barman(&config.path, options),
+        (RepositoryKind::Barman, Some(storage)) => open_barman_in(storage, options),
     };
     opened.map_err(|error| problem_of(name, &error))
 }

@@ -25,7 +25,6 @@ pub use manifest::{MANIFEST, Manifest, ManifestFile, OnFile, WalRange, read_mani
 pub use tablespace_map::parse_tablespace_map;
 pub use tar_index::{Member, MemberKind, ReadAt, read_tar_index};
 
-#[cfg(test)]
 pub(crate) use layout::slow_layout;
 pub(crate) use opened::{Wal, open_backup, outline_of, segment_name};
 pub(crate) use place::{Place, TablespaceDirectory};

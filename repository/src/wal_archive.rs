@@ -26,7 +26,7 @@ pub(crate) use by_magic::{MAGIC_BYTES, compression_of};
 use choice::{Begins, HeldSegments, choose};
 #[doc(hidden)]
 pub use consistency::archive_is_consistent;
-pub(crate) use directory::{WalDirectory, gone};
+pub(crate) use directory::{WAL_ENDINGS, WalDirectory, gone, name_of};
 pub use files::WalFiles;
 pub(crate) use head::WalHead;
 #[doc(hidden)]

@@ -3,8 +3,9 @@
 use std::io;
 use std::sync::Arc;
 
+use super::tar::{Naming, codec_of};
 use crate::storage::{Forwards, ObjectFailure, Storage, StorageFile};
-use crate::{RepositoryError, Tablespace};
+use crate::{Codec, RepositoryError, Tablespace};
 
 /// Names of the archive of the data directory.
 const BASE_ARCHIVES: [&str; 5] = [
@@ -34,6 +35,8 @@ pub(crate) struct Place {
     pub(crate) label: String,
     /// Tablespaces of a plain backup that lie elsewhere than their links lead, or have none.
     pub(crate) tablespaces: Vec<TablespaceDirectory>,
+    /// Whose names its archives have.
+    pub(super) naming: Naming,
     /// What shows a backup, as far as it was there.
     signs: Vec<&'static str>,
 }
@@ -64,8 +67,33 @@ impl Place {
             path,
             label,
             tablespaces: Vec::new(),
+            naming: Naming::PgBasebackup,
             signs,
         })
+    }
+
+    /// The directory if it has archives as `barman-cloud-backup` names them.
+    pub(crate) fn of_barman_cloud(
+        repository: &Arc<Storage>,
+        path: String,
+        label: String,
+    ) -> Result<Option<Self>, RepositoryError> {
+        let place = Self {
+            naming: Naming::BarmanCloud,
+            ..Self::at(repository, path, label)?
+        };
+        let is_one = codec_of(&place)?.is_some();
+        Ok(Some(place).filter(|_| is_one))
+    }
+
+    /// How its archives are compressed, if it is in archives.
+    pub(crate) fn codec(&self) -> Result<Option<Codec>, RepositoryError> {
+        Ok(codec_of(self)?.flatten())
+    }
+
+    /// Whether it is in archives as `barman-cloud-backup` makes them.
+    pub(crate) fn is_of_barman_cloud(&self) -> bool {
+        self.naming == Naming::BarmanCloud
     }
 
     /// Whether it has what shows a backup, whole or not.
@@ -80,7 +108,8 @@ impl Place {
 
     /// Whether it is in archives.
     pub(crate) fn is_tar(&self) -> bool {
-        !self.has("PG_VERSION") && BASE_ARCHIVES.iter().any(|name| self.has(name))
+        let is_plain = self.has("PG_VERSION");
+        self.is_of_barman_cloud() || !is_plain && BASE_ARCHIVES.iter().any(|name| self.has(name))
     }
 
     /// What people call it.

@@ -56,6 +56,11 @@ pub(super) fn scan_objects(
         source: 0,
         missing: DIRECTORIES.to_vec(),
         links: Vec::new(),
+        elsewhere: place
+            .tablespaces
+            .iter()
+            .map(|beside| format!("pg_tblspc/{}", beside.tablespace.oid))
+            .collect(),
         held_back: None,
     };
     if postgresql_major(&data)? >= SUMMARIES.1 {
@@ -121,6 +126,8 @@ struct Listing<'a> {
     missing: Vec<&'static str>,
     /// Tablespaces that have files.
     links: Vec<Tablespace>,
+    /// Directories whose files lie beside the data directory; some tools put them there, too, because they follow links.
+    elsewhere: Vec<String>,
     /// An empty object, which may be the mark of a directory: then the next one lies below it.
     held_back: Option<Empty>,
 }
@@ -143,7 +150,9 @@ impl Listing<'_> {
     fn take(&mut self, found: &FoundObject<'_>) -> Result<(), RepositoryError> {
         let path = format!("{}{}", self.prefix, found.path);
         self.settle_held_back(Some(&path))?;
-        if path == MANIFEST {
+        let mut elsewhere = self.elsewhere.iter();
+        let is_copy = self.source == 0 && elsewhere.any(|directory| is_below(&path, directory));
+        if path == MANIFEST || is_copy {
             return Ok(());
         }
         if found.size_bytes == 0 {
@@ -231,6 +240,7 @@ mod tests {
             source: 0,
             missing: vec!["base", "pg_notify", "pg_tblspc"],
             links: Vec::new(),
+            elsewhere: vec!["pg_tblspc/16385".to_owned()],
             held_back: None,
         };
         for (path, size_bytes) in objects {
@@ -266,6 +276,7 @@ mod tests {
             ("empty", 0),
             ("pg_tblspc/16384/PG_15/5/1", 8192),
             ("pg_tblspc/16384/PG_15/5/2", 0),
+            ("pg_tblspc/16385/PG_15/5/3", 8192),
         ]);
         let wanted = [
             "PG_VERSION 600 3",

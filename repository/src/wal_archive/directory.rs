@@ -9,7 +9,7 @@ use crate::storage::Storage;
 use crate::{Lsn, RepositoryError, WalPlace};
 
 /// What may stand behind a name. What a file is compressed with its beginning tells.
-const EXTENSIONS: [&str; 6] = ["", ".gz", ".lz4", ".zst", ".bz2", ".xz"];
+pub(crate) const WAL_ENDINGS: [&str; 7] = ["", ".gz", ".lz4", ".zst", ".bz2", ".xz", ".snappy"];
 /// Of a segment that is still being received.
 const PARTIAL: &str = ".partial";
 
@@ -40,7 +40,7 @@ impl WalDirectory {
 
     /// The file that holds what has this name, and its own name.
     pub(super) fn find(&self, name: &str) -> Result<Option<(String, StoredWal)>, RepositoryError> {
-        for ending in EXTENSIONS.iter().chain([&PARTIAL]) {
+        for ending in WAL_ENDINGS.iter().chain([&PARTIAL]) {
             let file = format!("{name}{ending}");
             if let Some(stored) = self.stored(&file, name)? {
                 return Ok(Some((file, stored)));
@@ -63,8 +63,8 @@ impl WalDirectory {
 }
 
 /// The name of what a file of an archive holds.
-fn name_of(file: &str) -> &str {
-    let known = EXTENSIONS
+pub(crate) fn name_of(file: &str) -> &str {
+    let known = WAL_ENDINGS
         .iter()
         .filter(|ending| !ending.is_empty())
         .find_map(|ending| file.strip_suffix(*ending));

@@ -27,7 +27,7 @@ pub(crate) struct TarBeginning {
 /// Reads the beginning of a backup's `base.tar`; none if there is no such archive.
 pub(crate) fn read_tar_beginning(place: &Place) -> Result<Option<TarBeginning>, RepositoryError> {
     let directory = place.open()?;
-    let names = archive_names(&directory)?;
+    let names = archive_names(&directory, place.naming)?;
     let Some(base) = names.first().filter(|first| first.part == Part::Base) else {
         return Ok(None);
     };

@@ -78,6 +78,7 @@ mod tests {
             .map(|oid| ArchiveName {
                 name: format!("{oid}.tar"),
                 part: Part::Tablespace(oid),
+                piece: 0,
                 codec: None,
             })
             .collect()
