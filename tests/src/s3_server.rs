@@ -22,12 +22,23 @@ const ACCESS_KEY: &str = "pginstant-tests";
 pub struct S3Server {
     directory: TempDir,
     port: u16,
+    /// Whether it answers everybody, and not only who has its key.
+    is_open: bool,
     child: Option<Child>,
 }
 
 impl S3Server {
     /// Starts a server.
     pub fn start() -> Result<Self> {
+        Self::start_as(false)
+    }
+
+    /// Starts one that answers everybody.
+    pub fn start_for_anybody() -> Result<Self> {
+        Self::start_as(true)
+    }
+
+    fn start_as(is_open: bool) -> Result<Self> {
         let directory = tempfile::Builder::new()
             .prefix("pginstant-s3-")
             .tempdir_in("/var/tmp")?;
@@ -35,6 +46,7 @@ impl S3Server {
         let mut server = Self {
             directory,
             port: free_port()?,
+            is_open,
             child: None,
         };
         server.write_credentials("credentials", SECRET)?;
@@ -64,9 +76,11 @@ impl S3Server {
             .create(true)
             .append(true)
             .open(self.directory.path().join("log"))?;
+        let keys = ["--access-key", ACCESS_KEY, "--secret-key", SECRET];
+        let keys = keys.into_iter().filter(|_| !self.is_open);
         let child = Command::new(&program)
             .args(["--host", "127.0.0.1", "--port", &self.port.to_string()])
-            .args(["--access-key", ACCESS_KEY, "--secret-key", SECRET])
+            .args(keys)
             .arg(self.directory.path().join("buckets"))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
