@@ -50,19 +50,19 @@ make_pgbackrest() (
     "$place/pgbackrest" version
 )
 
-# install_barmans VERSION…: Barman beside Debian's; its module for PostgreSQL is Debian's.
+# install_barmans VERSION…: Barman beside Debian's, with its programs for clouds; its module for PostgreSQL is Debian's.
 install_barmans() {
     local version venv
     for version in "$@"; do
         venv=$CACHE/barman-$version
-        [[ ! -e $venv/complete ]] || continue
+        [[ ! -e $venv/cloud ]] || continue
         step "installing Barman $version from PyPI into $venv"
         rm -rf "$venv"
         mkdir -p "$CACHE"
         /usr/bin/python3 -m venv --system-site-packages "$venv"
-        "$venv/bin/pip" install --quiet "barman==$version" ||
+        "$venv/bin/pip" install --quiet "barman[cloud]==$version" ||
             die "Barman $version could not be installed from PyPI" "See pip's words above; is pypi.org reachable?"
         chmod -R a+rX "$CACHE"
-        touch "$venv/complete"
+        touch "$venv/cloud"
     done
 }

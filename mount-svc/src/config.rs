@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use common::config::{BrokerConfig, Secret, TargetConfig};
 use common::ids::{RepositoryName, ServerName, TargetName};
@@ -111,12 +111,12 @@ pub struct RepositoryConfig {
     #[serde(default)]
     pub kind: RepositoryKind,
     /// The directory that is a backup or holds backups as its children; of pgBackRest the directory of the repository, of Barman
-    /// that of the server. Of pgBackRest also a part of a bucket: `s3://bucket/prefix`, `az://container/prefix`, `gs://bucket/prefix`.
+    /// that of the server. Also a part of a bucket: `s3://bucket/prefix`, `az://container/prefix`, `gs://bucket/prefix`.
     pub path: PathBuf,
     /// Directories outside of `path` to which tablespace links of plain backups may lead.
     #[serde(default)]
     pub tablespace_directories: Vec<PathBuf>,
-    /// Directory to which the WAL of `pg_basebackup`'s backups is archived (`archive_command = 'cp %p /path/%f'`).
+    /// Directory to which the WAL of `pg_basebackup`'s backups is archived (`archive_command = 'cp %p /path/%f'`), or a part of a bucket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wal_archive: Option<PathBuf>,
     /// pgBackRest's stanza; the only one there is when absent.
@@ -168,16 +168,13 @@ fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Secret>, 
 impl RepositoryConfig {
     /// Where it is in an object store, if it is in one.
     pub fn location(&self, name: &str) -> Result<Option<ObjectLocation>, Problem> {
-        let Some(text) = self.path.to_str() else {
-            return Ok(None);
-        };
-        ObjectLocation::parse(text).map_err(|error| {
-            Problem::new(
-                ErrorCode::InvalidConfiguration,
-                format!("repositories.{name}: {error}"),
-                "give a directory, or s3://bucket/prefix, az://container/prefix or gs://bucket/prefix",
-            )
-        })
+        location_of(&self.path, name)
+    }
+
+    /// Where its archive of WAL is in an object store, if it is in one.
+    pub fn wal_location(&self, name: &str) -> Result<Option<ObjectLocation>, Problem> {
+        let archive = self.wal_archive.as_deref();
+        archive.map_or(Ok(None), |path| location_of(path, name))
     }
 
     /// How its object store is reached.
@@ -232,11 +229,15 @@ impl RepositoryConfig {
                 "keep one of them",
             );
         }
-        let is_in_objects = self.location(name)?.is_some();
-        if is_in_objects && self.kind != RepositoryKind::PgBackRest {
+        let (location, wal_location) = (self.location(name)?, self.wal_location(name)?);
+        let is_in_objects = location.is_some();
+        let stores = [&location, &wal_location].map(|found| found.as_ref().map(|found| found.kind));
+        if let [Some(store), Some(other)] = stores
+            && store != other
+        {
             return wrong(
-                "of repositories in object stores only those of pgBackRest are read".to_owned(),
-                "set kind = \"pgbackrest\", or name a directory",
+                "path and wal_archive are in two kinds of object stores".to_owned(),
+                "keep both in one, or wal_archive in a directory",
             );
         }
         if is_in_objects && !self.tablespace_directories.is_empty() {
@@ -245,7 +246,7 @@ impl RepositoryConfig {
                 "remove them",
             );
         }
-        if !is_in_objects && self.object_store.is_some() {
+        if stores == [None, None] && self.object_store.is_some() {
             return wrong(
                 "object_store belongs to repositories in object stores".to_owned(),
                 "set path = \"s3://bucket/prefix\", or remove it",
@@ -263,7 +264,7 @@ impl RepositoryConfig {
         let paths = std::iter::once(&self.path)
             .filter(|_| !is_in_objects)
             .chain(&self.tablespace_directories)
-            .chain(&self.wal_archive)
+            .chain(self.wal_archive.as_ref().filter(|_| wal_location.is_none()))
             .chain(&self.cipher_passphrase_file)
             .chain(store.and_then(|store| store.ca_file.as_ref()))
             .chain(store.and_then(|store| store.credentials_file.as_ref()));
@@ -277,6 +278,20 @@ impl RepositoryConfig {
         }
         Ok(())
     }
+}
+
+/// Where a path is in an object store, if it is in one.
+fn location_of(path: &Path, name: &str) -> Result<Option<ObjectLocation>, Problem> {
+    let Some(text) = path.to_str() else {
+        return Ok(None);
+    };
+    ObjectLocation::parse(text).map_err(|error| {
+        Problem::new(
+            ErrorCode::InvalidConfiguration,
+            format!("repositories.{name}: {error}"),
+            "give a directory, or s3://bucket/prefix, az://container/prefix or gs://bucket/prefix",
+        )
+    })
 }
 
 impl Config {
@@ -422,8 +437,10 @@ mod tests {
         for bad in [
             "kind = \"pgbackrest\"\npath = \"ftp://bucket\"",
             "kind = \"pgbackrest\"\npath = \"s3://bucket/../x\"",
-            "path = \"s3://bucket/prefix\"",
-            "kind = \"barman\"\npath = \"s3://bucket/prefix\"",
+            "path = \"s3://bucket/prefix\"\nwal_archive = \"az://bucket/wal\"",
+            "path = \"s3://bucket/prefix\"\nwal_archive = \"s3://bucket//wal\"",
+            "path = \"s3://bucket/prefix\"\nwal_archive = \"wal\"",
+            "kind = \"barman\"\npath = \"s3://\"",
         ] {
             let problem = with(bad).unwrap_err();
             assert!(problem.message.starts_with("repositories.b: "), "{problem}");
@@ -439,6 +456,17 @@ mod tests {
         }
         let plain = "object_store = { endpoint = \"http://minio\", allow_http = true }";
         assert!(with(&format!("{good}{plain}")).is_ok());
+        for good in [
+            "path = \"s3://bucket/prefix\"",
+            "kind = \"barman\"\npath = \"s3://bucket/prefix/server\"",
+            "path = \"s3://bucket/prefix\"\nwal_archive = \"s3://other/wal\"",
+            "path = \"s3://bucket/prefix\"\nwal_archive = \"/wal\"",
+            "path = \"/r\"\nwal_archive = \"s3://bucket/wal\"",
+        ] {
+            let config = with(&format!("{good}\n{plain}")).unwrap();
+            let name = "b".parse().unwrap();
+            assert!(config.repositories.contains_key(&name), "{good}");
+        }
     }
 
     #[test]

@@ -10,12 +10,12 @@ use common::messages::{
 };
 use common::problem::{ErrorCode, Problem};
 use jiff::Timestamp;
-use repository::barman::open_barman;
+use repository::barman::{open_barman, open_barman_in};
 use repository::pgbackrest::{Passphrase, PgBackRestOptions, open_pgbackrest, open_pgbackrest_in};
 use repository::{
-    BackupFormat, BackupKind, DecodedLimits, DecodedStore, ObjectAccess, ObjectLimits, OpenOptions,
-    OpenProgress, Repository, RepositoryError, RepositoryErrorKind, RestorePoint, ShownWal,
-    Storage, open_repository,
+    BackupFormat, BackupKind, DecodedLimits, DecodedStore, ObjectAccess, ObjectLimits,
+    ObjectLocation, OpenOptions, OpenProgress, Repository, RepositoryError, RepositoryErrorKind,
+    RestorePoint, ShownWal, Storage, WalPlace, open_repository, open_repository_in,
 };
 
 use crate::config::{Config, RepositoryConfig, RepositoryKind};
@@ -68,32 +68,41 @@ pub fn open_telling(
     shared: &Shared,
     progress: &Arc<OpenProgress>,
 ) -> Result<Box<dyn Repository>, Problem> {
+    let reached = config.object_options(name.as_str());
+    let objects = |location: &ObjectLocation| {
+        let storage = Storage::objects(location, &reached, &shared.objects);
+        storage.map_err(|error| problem_of(name, &error))
+    };
+    let wal_archive = match (&config.wal_archive, config.wal_location(name.as_str())?) {
+        (_, Some(location)) => Some(WalPlace::Objects(Arc::new(objects(&location)?))),
+        (path, None) => path.clone().map(WalPlace::Directory),
+    };
     let options = OpenOptions {
         tablespace_directories: config.tablespace_directories.clone(),
         tablespace_setting: format!("repositories.{name}.tablespace_directories"),
         decoded: Some(Arc::clone(&shared.decoded)),
-        wal_archive: config.wal_archive.clone(),
+        wal_archive,
         progress: Arc::clone(progress),
         ..OpenOptions::default()
     };
-    let opened = match config.kind {
-        RepositoryKind::PgBasebackup => open_repository(&config.path, options),
-        RepositoryKind::PgBackRest => {
+    let storage = config.location(name.as_str())?;
+    let storage = storage.map(|location| objects(&location)).transpose()?;
+    let opened = match (config.kind, storage) {
+        (RepositoryKind::PgBasebackup, None) => open_repository(&config.path, options),
+        (RepositoryKind::PgBasebackup, Some(storage)) => open_repository_in(storage, options),
+        (RepositoryKind::PgBackRest, storage) => {
             let pgbackrest = PgBackRestOptions {
                 stanza: config.stanza.clone(),
                 passphrase: passphrase(config)?,
                 passphrase_setting: format!("repositories.{name}.cipher_passphrase_file"),
             };
-            match config.location(name.as_str())? {
+            match storage {
                 None => open_pgbackrest(&config.path, &pgbackrest, options),
-                Some(location) => {
-                    let reached = config.object_options(name.as_str());
-                    Storage::objects(&location, &reached, &shared.objects)
-                        .and_then(|storage| open_pgbackrest_in(storage, &pgbackrest, options))
-                }
+                Some(storage) => open_pgbackrest_in(storage, &pgbackrest, options),
             }
         }
-        RepositoryKind::Barman => open_barman(&config.path, options),
+        (RepositoryKind::Barman, None) => open_barman(&config.path, options),
+        (RepositoryKind::Barman, Some(storage)) => open_barman_in(storage, options),
     };
     opened.map_err(|error| problem_of(name, &error))
 }

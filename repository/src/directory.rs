@@ -1,13 +1,12 @@
-//! A repository that is a directory: one backup itself, or holding backups as its children.
+//! A repository that is a directory, or a part of a bucket: one backup itself, or holding backups as its children.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use crate::pg_basebackup::{
-    Place, Siblings, Wal, began, looks_like_a_backup, open_backup, outline_of,
-};
+use crate::pg_basebackup::{Place, Siblings, Wal, began, open_backup, outline_of};
+use crate::storage::Storage;
 use crate::wal_archive::{WalDirectory, shared, with_archived_wal};
 use crate::{
     Backup, BackupChoice, OpenOptions, Repository, RepositoryError, RestorePoint, RestorePoints,
@@ -23,75 +22,76 @@ pub fn open_repository(
     let real = path.canonicalize();
     let real =
         real.map_err(|error| RepositoryError::unreadable(shown(), "open repository", error))?;
-    if !real.is_dir() {
-        let error = io::Error::from(io::ErrorKind::NotADirectory);
-        return Err(RepositoryError::unreadable(
-            shown(),
-            "open repository",
-            error,
-        ));
-    }
+    open_repository_in(Storage::directory(&real)?, options)
+}
+
+/// The same, of a part of a bucket.
+pub fn open_repository_in(
+    storage: Storage,
+    options: OpenOptions,
+) -> Result<Box<dyn Repository>, RepositoryError> {
     // Made once, so that all that is opened here shares its bounds.
     let options = OpenOptions {
         decoded: Some(options.decoded_store()),
         ..options
     };
     Ok(Box::new(DirectoryRepository {
-        path: real,
+        storage: Arc::new(storage),
         options,
     }))
 }
 
 #[derive(Debug)]
 struct DirectoryRepository {
-    path: PathBuf,
+    storage: Arc<Storage>,
     options: OpenOptions,
 }
 
 impl DirectoryRepository {
-    fn shown(&self) -> String {
-        self.path.display().to_string()
+    /// The one backup that it is, if it is one.
+    fn itself(&self) -> Result<Option<Place>, RepositoryError> {
+        let label = self.storage.name().unwrap_or("backup");
+        let place = Place::at(&self.storage, String::new(), label.to_owned())?;
+        Ok(Some(place).filter(Place::looks_like_a_backup))
     }
 
-    fn unreadable(&self, error: io::Error) -> RepositoryError {
-        RepositoryError::unreadable(self.shown(), "list repository", error)
+    /// The backup in a directory, if there is one.
+    fn child(&self, label: &str) -> Result<Option<Place>, RepositoryError> {
+        let place = Place::at(&self.storage, label.to_owned(), label.to_owned())?;
+        Ok(Some(place).filter(Place::looks_like_a_backup))
     }
 
     /// The backups' places, and whether some were left out.
-    fn places(&self) -> Result<(Vec<Place<'_>>, bool), RepositoryError> {
-        if looks_like_a_backup(&self.path) {
-            let name = self.path.file_name().and_then(|name| name.to_str());
-            let label = name.unwrap_or("backup").to_owned();
-            return Ok((vec![self.place(self.path.clone(), label)], false));
+    fn places(&self) -> Result<(Vec<Place>, bool), RepositoryError> {
+        if let Some(itself) = self.itself()? {
+            return Ok((vec![itself], false));
         }
         let mut places = Vec::new();
-        for entry in std::fs::read_dir(&self.path).map_err(|error| self.unreadable(error))? {
-            let entry = entry.map_err(|error| self.unreadable(error))?;
-            let is_directory = entry
-                .file_type()
-                .map_err(|error| self.unreadable(error))?
-                .is_dir();
-            // A name that is not UTF-8 cannot be a label.
-            let Ok(name) = entry.file_name().into_string() else {
+        let names = self.storage.directories("");
+        let names = names.map_err(|error| self.unlisted(error))?;
+        for name in names.iter().filter(|name| !name.starts_with('.')) {
+            let Some(place) = self.child(name)? else {
                 continue;
             };
-            if !is_directory || name.starts_with('.') || !looks_like_a_backup(&entry.path()) {
-                continue;
-            }
             if places.len() == self.options.limits.backup_count {
                 return Ok((places, true));
             }
-            places.push(self.place(entry.path(), name));
+            places.push(place);
         }
         Ok((places, false))
     }
 
-    fn place(&self, path: PathBuf, label: String) -> Place<'_> {
-        Place {
-            repository: &self.path,
-            path,
-            label,
-            tablespaces: Vec::new(),
+    fn unlisted(&self, error: io::Error) -> RepositoryError {
+        let shown = self.storage.shown();
+        match error.kind() {
+            io::ErrorKind::NotFound if self.storage.is_in_objects() => {
+                RepositoryError::unsupported(
+                    shown,
+                    "is empty: there are no objects whose keys begin with this",
+                    "see that path names the bucket and the prefix of the backups",
+                )
+            }
+            _ => RepositoryError::unreadable(shown, "list repository", error),
         }
     }
 
@@ -103,40 +103,31 @@ impl DirectoryRepository {
 
     fn unknown(&self, what: String) -> RepositoryError {
         RepositoryError::UnknownBackup {
-            repository: self.shown(),
+            repository: self.storage.shown().to_owned(),
             what,
         }
     }
 
     fn open_label(&self, label: &str) -> Result<Arc<dyn Backup>, RepositoryError> {
-        let itself = looks_like_a_backup(&self.path);
-        let own = self
-            .path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or("backup");
-        let path = match itself {
-            true if label == own => Some(self.path.clone()),
-            true => None,
-            false => {
+        let place = match self.itself()? {
+            Some(itself) => Some(itself).filter(|itself| itself.label == label),
+            None => {
                 let plain =
                     !label.is_empty() && !label.starts_with('.') && !label.contains(['/', '\0']);
-                let child = plain.then(|| self.path.join(label));
-                child.filter(|child| {
-                    let directory = child.symlink_metadata().is_ok_and(|found| found.is_dir());
-                    directory && looks_like_a_backup(child)
-                })
+                match plain {
+                    true => self.child(label)?,
+                    false => None,
+                }
             }
         };
-        let path = path.ok_or_else(|| self.unknown(format!("backup {label:?}")))?;
-        let place = self.place(path, label.to_owned());
+        let place = place.ok_or_else(|| self.unknown(format!("backup {label:?}")))?;
         self.open_place(&place, &self.siblings())
     }
 
     /// Opens a backup; WAL that it does not bring along has to be in the archive.
     fn open_place(
         &self,
-        place: &Place<'_>,
+        place: &Place,
         siblings: &Siblings<'_>,
     ) -> Result<Arc<dyn Backup>, RepositoryError> {
         let options = &self.options;
@@ -152,7 +143,7 @@ impl DirectoryRepository {
     /// Describes a backup: a compressed tar backup by its outline where that tells enough, others by opening them.
     fn describe(
         &self,
-        place: &Place<'_>,
+        place: &Place,
         siblings: &Siblings<'_>,
     ) -> Result<RestorePoint, RepositoryError> {
         match outline_of(place) {
@@ -171,8 +162,7 @@ impl DirectoryRepository {
             .collect();
         if let Some(known) = &known {
             places.sort_by(|a, b| {
-                let age =
-                    |place: &Place<'_>| (known.get(&place.label).copied(), place.label.clone());
+                let age = |place: &Place| (known.get(&place.label).copied(), place.label.clone());
                 age(b).cmp(&age(a))
             });
         }
@@ -247,7 +237,7 @@ impl Repository for DirectoryRepository {
 
     fn wal_archives(&self, points: &[RestorePoint]) -> Result<WalArchives, RepositoryError> {
         let storage = match &self.options.wal_archive {
-            Some(path) => Some(shared(Arc::new(WalDirectory::open(path)?), points)),
+            Some(place) => Some(shared(Arc::new(WalDirectory::open(place)?), points)),
             None => None,
         };
         let archives = points.iter().map(|point| {

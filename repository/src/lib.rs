@@ -34,10 +34,10 @@ pub use backup::{
 };
 pub use checksums::Standing;
 pub use decoded::{DecodedLimits, DecodedStore};
-pub use directory::open_repository;
+pub use directory::{open_repository, open_repository_in};
 pub use error::{RepositoryError, RepositoryErrorKind};
 pub use lsn::{InvalidLsn, Lsn};
-pub use options::{Limits, OpenOptions, OpenProgress};
+pub use options::{Limits, OpenOptions, OpenProgress, WalPlace};
 pub use restore_point::{
     BackupFormat, RecoverableInterval, RestorePoint, RestorePoints, SlowLayout, Tablespace,
     Verification,

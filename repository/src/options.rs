@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{DecodedLimits, DecodedStore};
+use crate::{DecodedLimits, DecodedStore, Storage};
 
 /// How a repository is opened; [`Default`] is right for most.
 #[derive(Debug, Clone, Default)]
@@ -14,8 +14,8 @@ pub struct OpenOptions {
     pub tablespace_directories: Vec<PathBuf>,
     /// What the caller calls the setting behind `tablespace_directories`, for refusals to name; `tablespace_directories` when empty.
     pub tablespace_setting: String,
-    /// The directory to which WAL is archived, of a repository that is a directory of backups; other formats have their own.
-    pub wal_archive: Option<PathBuf>,
+    /// Where WAL is archived, of a repository that is a directory of backups; other formats have their own.
+    pub wal_archive: Option<WalPlace>,
     /// What is too much.
     pub limits: Limits,
     /// Where decoded bytes lie; without one each repository that needs it makes its own.
@@ -50,6 +50,15 @@ impl OpenProgress {
     pub(crate) fn add_done(&self, bytes: u64) {
         self.done_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
+}
+
+/// Where WAL is archived.
+#[derive(Debug, Clone)]
+pub enum WalPlace {
+    /// A local directory, opened when it is needed.
+    Directory(PathBuf),
+    /// A part of a bucket.
+    Objects(Arc<Storage>),
 }
 
 impl OpenOptions {

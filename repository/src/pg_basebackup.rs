@@ -1,5 +1,5 @@
-//! Backups as `pg_basebackup` leaves them: a plain directory, or uncompressed tar archives; of PostgreSQL 17 and later also
-//! incremental ones, which are shown together with those that they stand on.
+//! Backups as `pg_basebackup` leaves them: a plain directory, or tar archives, in a directory or an object store; of PostgreSQL 17 and later
+//! also incremental ones, which are shown together with those that they stand on.
 
 mod backup_label;
 mod chain;
@@ -10,7 +10,9 @@ mod last_chain;
 mod layout;
 mod manifest;
 mod opened;
+mod place;
 mod plain;
+mod plain_objects;
 mod siblings;
 mod tablespace_map;
 mod tar;
@@ -23,9 +25,7 @@ pub use manifest::{MANIFEST, Manifest, ManifestFile, OnFile, WalRange, read_mani
 pub use tablespace_map::parse_tablespace_map;
 pub use tar_index::{Member, MemberKind, ReadAt, read_tar_index};
 
-#[cfg(test)]
 pub(crate) use layout::slow_layout;
-pub(crate) use opened::{
-    Place, TablespaceDirectory, Wal, looks_like_a_backup, open_backup, outline_of, segment_name,
-};
+pub(crate) use opened::{Wal, open_backup, outline_of, segment_name};
+pub(crate) use place::{Place, TablespaceDirectory};
 pub(crate) use siblings::{Siblings, began};

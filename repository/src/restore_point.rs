@@ -25,7 +25,7 @@ pub struct RestorePoint {
     pub stopped_at: Option<Timestamp>,
     /// Size of its files, in bytes.
     pub size_bytes: u64,
-    /// How many files it has.
+    /// How many files it has; 0 in a list where only opening it tells.
     pub file_count: u64,
     /// Its tablespaces beside `pg_default` and `pg_global`, by oid.
     pub tablespaces: Vec<Tablespace>,
@@ -115,8 +115,8 @@ pub enum Verification {
 /// The backups of a repository, newest first.
 #[derive(Debug, Default)]
 pub struct RestorePoints {
-    /// Those that can be opened. Of compressed tar backups only the beginning has been looked at, and the manifest, which does not have
-    /// the WAL among the files.
+    /// Those that can be opened. Of tar backups that are compressed or in an object store only the beginning has been looked at, and the
+    /// manifest, which does not have the WAL among the files; of those of `barman-cloud-backup` only what it says of them.
     pub restore_points: Vec<RestorePoint>,
     /// Why others cannot: the label of each and the reason.
     pub problems: Vec<(String, RepositoryError)>,

@@ -26,7 +26,7 @@ pub(crate) use by_magic::{MAGIC_BYTES, compression_of};
 use choice::{Begins, HeldSegments, choose};
 #[doc(hidden)]
 pub use consistency::archive_is_consistent;
-pub(crate) use directory::{WalDirectory, gone};
+pub(crate) use directory::{WAL_ENDINGS, WalDirectory, gone, name_of};
 pub use files::WalFiles;
 pub(crate) use head::WalHead;
 #[doc(hidden)]
@@ -161,7 +161,7 @@ impl WalArchive {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::OpenOptions;
+    use crate::{OpenOptions, WalPlace};
 
     #[test]
     fn a_backup_that_claims_absurdly_much_wal_is_refused() {
@@ -170,9 +170,10 @@ mod tests {
         head[..2].copy_from_slice(&0xD110_u16.to_ne_bytes());
         head[32..36].copy_from_slice(&(16_u32 << 20).to_ne_bytes());
         std::fs::write(directory.path().join("000000010000000000000002"), head).unwrap();
+        let place = WalPlace::Directory(directory.path().to_owned());
         let look = |stop_lsn| {
             let archive = WalArchive {
-                storage: Arc::new(WalDirectory::open(directory.path()).unwrap()),
+                storage: Arc::new(WalDirectory::open(&place).unwrap()),
                 store: OpenOptions::default().decoded_store(),
                 timeline: 1,
                 start_lsn: Lsn(2 << 24),

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use repository::{
     Backup, BackupChoice, DecodedLimits, DecodedStore, EntryKind, OpenOptions, RepositoryError,
-    RepositoryErrorKind, Verification, open_repository,
+    RepositoryErrorKind, Verification, WalPlace, open_repository,
 };
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -461,7 +461,7 @@ fn wal_that_a_backup_lacks_comes_from_the_archive_or_is_missed_by_name() {
     let archive = tempfile::tempdir().unwrap();
     let open = || {
         let options = OpenOptions {
-            wal_archive: Some(archive.path().to_owned()),
+            wal_archive: Some(WalPlace::Directory(archive.path().to_owned())),
             ..OpenOptions::default()
         };
         let opened = open_repository(repository.path(), options).unwrap();

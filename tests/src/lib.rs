@@ -2,6 +2,7 @@
 //! are generated from the code.
 
 pub mod account;
+pub mod azure_server;
 pub mod barman;
 pub mod bench;
 pub mod broker;
@@ -17,10 +18,12 @@ pub mod programs;
 pub mod ready;
 pub mod recoverable;
 pub mod s3_server;
+pub mod same_backups;
 pub mod same_files;
 pub mod shop;
 pub mod small_repository;
 pub mod system;
+pub mod tls_front;
 pub mod tree_hash;
 pub mod victims;
 pub mod volume;

@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use repository::Backup;
 use tempfile::TempDir;
 
 use crate::postgres::{Installation, TestPostgres, as_postgres, give_to_postgres, run};
+use crate::same_backups::files;
 
 pub use legacy::rewrite_as_2_36;
 
@@ -308,14 +310,51 @@ impl Stage {
         Ok(content)
     }
 
+    /// Fails unless each file of a backup is what restore makes of it; gives how many were compared.
+    pub fn compare_with_restored(&self, number: usize, backup: &dyn Backup) -> Result<u64> {
+        let restored = self.restore(number, &backup.restore_point().label)?;
+        let mut compared_count = 0;
+        for (path, file, size_bytes) in files(backup) {
+            let at = restored.path().join("data").join(&path);
+            // Since 2.51 it has the cluster not start without the label.
+            let is_changed = path == "global/pg_control" && self.tool.version >= (2, 51);
+            // Restore makes links of the map, and gives no WAL of the archive.
+            if is_changed || path == "tablespace_map" || path.starts_with("pg_wal/") && !at.exists()
+            {
+                continue;
+            }
+            let wanted = std::fs::read(&at).with_context(|| format!("read {}", at.display()))?;
+            let mut found = vec![0; usize::try_from(size_bytes)?];
+            ensure!(
+                backup.read_at(file, 0, &mut found)? == found.len(),
+                "{path}"
+            );
+            ensure!(found == wanted, "{path} differs");
+            compared_count += 1;
+        }
+        Ok(compared_count)
+    }
+
+    /// Puts a file into a repository, over the one that is there.
+    pub fn put(&self, number: usize, path: &str, content: &[u8]) -> Result<()> {
+        let from = self.directory.path().join("put");
+        std::fs::write(&from, content)?;
+        let number = format!("--repo={number}");
+        let mut command = self.command(&["repo-put", &number, path]);
+        run(command.stdin(std::fs::File::open(&from)?)).map(drop)
+    }
+
     /// Runs the real program for the stanza.
     pub fn run(&self, arguments: &[&str]) -> Result<()> {
+        run(self.command(arguments).arg(format!("--stanza={STANZA}"))).map(drop)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = as_postgres(&self.tool.program);
         command
             .arg(format!("--config={}", self.configuration().display()))
-            .arg(format!("--stanza={STANZA}"))
             .args(arguments);
-        run(&mut command).map(drop)
+        command
     }
 }
 

@@ -30,12 +30,23 @@ pub struct Service {
     child: Option<Child>,
     name: &'static str,
     arguments: Vec<std::ffi::OsString>,
+    environment: Vec<(String, String)>,
     log: PathBuf,
 }
 
 impl Service {
     /// Starts a program; its standard error is appended to a log file.
     pub fn start<A: AsRef<OsStr>>(
+        name: &'static str,
+        arguments: &[A],
+        log: &Path,
+    ) -> anyhow::Result<Self> {
+        Self::start_in(Vec::new(), name, arguments, log)
+    }
+
+    /// The same with variables of the environment beside the caller's own.
+    pub fn start_in<A: AsRef<OsStr>>(
+        environment: Vec<(String, String)>,
         name: &'static str,
         arguments: &[A],
         log: &Path,
@@ -48,6 +59,7 @@ impl Service {
             child: None,
             name,
             arguments,
+            environment,
             log: log.to_owned(),
         };
         service.start_again()?;
@@ -63,6 +75,7 @@ impl Service {
             .open(&self.log)?;
         let child = Command::new(program(self.name)?)
             .args(&self.arguments)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

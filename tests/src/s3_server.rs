@@ -10,114 +10,35 @@ use tempfile::TempDir;
 
 use crate::postgres::run;
 use crate::system::free_port;
+use crate::tls_front::{TlsFront, wait_for_port};
 
 /// The bucket that there is.
 pub const BUCKET: &str = "backups";
 /// The user's secret, which must be nowhere to be seen.
 pub const SECRET: &str = "hunter2hunter2hunter2";
 const ACCESS_KEY: &str = "pginstant-tests";
-/// How long the server may take to answer.
-const START_MAX: Duration = Duration::from_secs(20);
-
-/// What lets pgBackRest reach a server: it speaks TLS only. It goes away with the test.
-#[derive(Debug)]
-pub struct TlsFront {
-    directory: TempDir,
-    port: u16,
-    child: Child,
-}
-
-impl TlsFront {
-    /// Puts a front before a server.
-    pub fn start(server: &S3Server) -> Result<Self> {
-        let directory = tempfile::tempdir_in("/var/tmp")?;
-        let certificate = directory.path().join("certificate.pem");
-        let key = directory.path().join("key.pem");
-        run(Command::new("openssl")
-            .args([
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:P-256",
-            ])
-            .args(["-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"])
-            .args(["-addext", "subjectAltName=IP:127.0.0.1"])
-            // Else it is one of an authority, which no server may show.
-            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
-            .arg("-keyout")
-            .arg(&key)
-            .arg("-out")
-            .arg(&certificate))?;
-        let port = free_port()?;
-        let (certificate, key) = (certificate.display(), key.display());
-        let child = Command::new("socat")
-            .arg(format!(
-                "OPENSSL-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork,cert={certificate},key={key},verify=0"
-            ))
-            .arg(format!("TCP:127.0.0.1:{}", server.port))
-            .stdin(Stdio::null())
-            .spawn()
-            .context("socat is installed by ./test")?;
-        let front = Self {
-            directory,
-            port,
-            child,
-        };
-        wait_for_port(port)?;
-        Ok(front)
-    }
-
-    /// Lines of pgBackRest's configuration: the bucket through this front.
-    pub fn pgbackrest_lines(&self) -> String {
-        format!(
-            "repo1-type=s3\nrepo1-path=/pgbackrest\nrepo1-s3-bucket={BUCKET}\nrepo1-s3-endpoint=127.0.0.1\n\
-             repo1-storage-port={}\nrepo1-storage-verify-tls=n\nrepo1-s3-uri-style=path\n\
-             repo1-s3-region=us-east-1\nrepo1-s3-key={ACCESS_KEY}\nrepo1-s3-key-secret={SECRET}\n",
-            self.port
-        )
-    }
-
-    /// How the bucket is reached through it, its certificate checked.
-    pub fn options(&self, server: &S3Server) -> ObjectOptions {
-        ObjectOptions {
-            endpoint: Some(format!("https://127.0.0.1:{}", self.port)),
-            allow_http: false,
-            ca_file: Some(self.directory.path().join("certificate.pem")),
-            ..server.options()
-        }
-    }
-}
-
-impl Drop for TlsFront {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-fn wait_for_port(port: u16) -> Result<()> {
-    let began = std::time::Instant::now();
-    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-        ensure!(began.elapsed() < START_MAX, "nobody listens on port {port}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
-}
-
 /// A server with one bucket; it goes away with the test.
 #[derive(Debug)]
 pub struct S3Server {
     directory: TempDir,
     port: u16,
+    /// Whether it answers everybody, and not only who has its key.
+    is_open: bool,
     child: Option<Child>,
 }
 
 impl S3Server {
     /// Starts a server.
     pub fn start() -> Result<Self> {
+        Self::start_as(false)
+    }
+
+    /// Starts one that answers everybody.
+    pub fn start_for_anybody() -> Result<Self> {
+        Self::start_as(true)
+    }
+
+    fn start_as(is_open: bool) -> Result<Self> {
         let directory = tempfile::Builder::new()
             .prefix("pginstant-s3-")
             .tempdir_in("/var/tmp")?;
@@ -125,6 +46,7 @@ impl S3Server {
         let mut server = Self {
             directory,
             port: free_port()?,
+            is_open,
             child: None,
         };
         server.write_credentials("credentials", SECRET)?;
@@ -154,9 +76,11 @@ impl S3Server {
             .create(true)
             .append(true)
             .open(self.directory.path().join("log"))?;
+        let keys = ["--access-key", ACCESS_KEY, "--secret-key", SECRET];
+        let keys = keys.into_iter().filter(|_| !self.is_open);
         let child = Command::new(&program)
             .args(["--host", "127.0.0.1", "--port", &self.port.to_string()])
-            .args(["--access-key", ACCESS_KEY, "--secret-key", SECRET])
+            .args(keys)
             .arg(self.directory.path().join("buckets"))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -200,14 +124,65 @@ impl S3Server {
         Ok(())
     }
 
+    /// Puts the files of a directory into the bucket, as `aws s3 sync` does: those that links lead to too, and no directories.
+    pub fn put_files(&self, directory: &Path, prefix: &str) -> Result<()> {
+        let to = self.bucket().join(prefix);
+        std::fs::create_dir_all(&to)?;
+        run(Command::new("cp")
+            .arg("-rL")
+            .arg(directory.join("."))
+            .arg(&to))?;
+        let empty = ["-mindepth", "1", "-type", "d", "-empty", "-delete"];
+        run(Command::new("find").arg(&to).args(empty)).map(drop)
+    }
+
     /// How the bucket is reached.
     pub fn options(&self) -> ObjectOptions {
         ObjectOptions {
-            endpoint: Some(format!("http://127.0.0.1:{}", self.port)),
+            endpoint: Some(self.endpoint()),
             allow_http: true,
             credentials_file: Some(self.directory.path().join("credentials")),
             setting: "repositories.main.object_store".to_owned(),
             ..ObjectOptions::default()
+        }
+    }
+
+    /// Where it answers.
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// What the environment of a client says.
+    pub fn variables(&self) -> [(&'static str, &'static str); 3] {
+        [
+            ("AWS_ACCESS_KEY_ID", ACCESS_KEY),
+            ("AWS_SECRET_ACCESS_KEY", SECRET),
+            ("AWS_REGION", "us-east-1"),
+        ]
+    }
+
+    /// A front that speaks TLS.
+    pub fn front(&self) -> Result<TlsFront> {
+        TlsFront::start(self.port)
+    }
+
+    /// Lines of pgBackRest's configuration: the bucket through a front.
+    pub fn pgbackrest_lines(&self, front: &TlsFront) -> String {
+        format!(
+            "repo1-type=s3\nrepo1-path=/pgbackrest\nrepo1-s3-bucket={BUCKET}\nrepo1-s3-endpoint=127.0.0.1\n\
+             repo1-storage-port={}\nrepo1-storage-verify-tls=n\nrepo1-s3-uri-style=path\n\
+             repo1-s3-region=us-east-1\nrepo1-s3-key={ACCESS_KEY}\nrepo1-s3-key-secret={SECRET}\n",
+            front.port()
+        )
+    }
+
+    /// How the bucket is reached through a front, its certificate checked.
+    pub fn options_through(&self, front: &TlsFront) -> ObjectOptions {
+        ObjectOptions {
+            endpoint: Some(format!("https://127.0.0.1:{}", front.port())),
+            allow_http: false,
+            ca_file: Some(front.certificate()),
+            ..self.options()
         }
     }
 

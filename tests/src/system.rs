@@ -32,6 +32,8 @@ pub struct SystemOptions {
     pub target_lines: String,
     /// More lines of the section of repository `main`.
     pub repository_lines: String,
+    /// More variables of mount-svc's environment.
+    pub mount_environment: Vec<(String, String)>,
     /// More sections of recovery-svc's configuration.
     pub recovery_lines: String,
     /// Whether recovery-svc reaches the agent through a gate.
@@ -47,6 +49,7 @@ impl Default for SystemOptions {
             retry_ttl_ms: 700,
             target_lines: String::new(),
             repository_lines: String::new(),
+            mount_environment: Vec::new(),
             recovery_lines: FAST.to_owned(),
             gate: false,
             directory_prefix: PathBuf::from("/var/tmp/pginstant-system-"),
@@ -98,7 +101,12 @@ impl TestSystem {
         let start = |name: &'static str| {
             let config = directory.path().join(format!("{name}.toml"));
             let log = directory.path().join(format!("{name}.log"));
-            Service::start(name, &["--config".as_ref(), config.as_os_str()], &log)
+            let arguments = ["--config".as_ref(), config.as_os_str()];
+            let environment = match name {
+                "mount-svc" => options.mount_environment.clone(),
+                _ => Vec::new(),
+            };
+            Service::start_in(environment, name, &arguments, &log)
         };
         let system = Self {
             mount_svc: start("mount-svc")?,

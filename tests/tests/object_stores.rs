@@ -16,12 +16,13 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use repository::pgbackrest::{Passphrase, PgBackRestOptions, open_pgbackrest, open_pgbackrest_in};
 use repository::{
-    Backup, BackupChoice, EntryKind, FileIndex, ObjectAccess, ObjectLocation, OpenOptions,
-    Repository, RepositoryErrorKind, Storage,
+    Backup, BackupChoice, ObjectAccess, ObjectLocation, OpenOptions, Repository,
+    RepositoryErrorKind, Storage,
 };
 use tests::pgbackrest::{Layout, PASSPHRASE, RepositoryKind, STANZA, Stage, Tool};
 use tests::postgres::{Installation, installations};
-use tests::s3_server::{BUCKET, S3Server, SECRET, TlsFront};
+use tests::s3_server::{BUCKET, S3Server, SECRET};
+use tests::same_backups::{compare_bytes, entries_with_modes, files};
 use tests::tree_hash;
 
 const RETRY_FOR: Duration = Duration::from_secs(60);
@@ -68,48 +69,11 @@ const PLAIN: RepositoryKind = RepositoryKind {
     is_encrypted: false,
 };
 
-fn files(backup: &dyn Backup) -> Vec<(String, FileIndex, u64)> {
-    let files = backup
-        .tree()
-        .entries()
-        .filter_map(|entry| match entry.kind {
-            EntryKind::File { file, size_bytes } => Some((entry.path.to_owned(), file, size_bytes)),
-            EntryKind::Directory => None,
-        });
-    files.collect()
-}
-
 /// Every entry's kind, mode, time and bytes, the bytes in order and at random.
 fn compare(here: &dyn Backup, there: &dyn Backup, random: &mut StdRng) {
-    let entries = |backup: &dyn Backup| {
-        let all = backup.tree().entries();
-        all.map(|entry| {
-            format!(
-                "{} {:?} {:o} {}",
-                entry.path, entry.kind, entry.mode, entry.modified_at_s
-            )
-        })
-        .collect::<Vec<_>>()
-    };
-    assert_eq!(entries(here), entries(there));
+    assert_eq!(entries_with_modes(here), entries_with_modes(there));
     assert_eq!(here.restore_point(), there.restore_point());
-    for (path, file, size_bytes) in files(here) {
-        let size = usize::try_from(size_bytes).unwrap();
-        let (mut wanted, mut found) = (vec![0; size], vec![0; size]);
-        assert_eq!(here.read_at(file, 0, &mut wanted).unwrap(), size);
-        assert_eq!(there.read_at(file, 0, &mut found).unwrap(), size, "{path}");
-        assert!(wanted == found, "{path} differs");
-        for _ in 0..3 {
-            let offset = random.random_range(0..=size);
-            let mut buffer = vec![0; random.random_range(1..100_000)];
-            let count = there.read_at(file, offset as u64, &mut buffer).unwrap();
-            assert_eq!(count, buffer.len().min(size - offset), "{path}");
-            assert!(
-                buffer[..count] == wanted[offset..offset + count],
-                "{path} at {offset}"
-            );
-        }
-    }
+    compare_bytes(here, there, random).unwrap();
 }
 
 fn compare_repository(stage: &Stage, number: usize, is_encrypted: bool, server: &S3Server) {
@@ -183,12 +147,12 @@ fn every_file_of_a_repository_in_s3_is_read_as_from_its_directory() {
 #[test]
 fn what_pgbackrest_itself_has_put_into_s3_is_read_as_it_restores_it() {
     let server = S3Server::start().unwrap();
-    let front = TlsFront::start(&server).unwrap();
+    let front = server.front().unwrap();
     let kind = RepositoryKind {
         layout: Layout::Bundle,
         is_encrypted: true,
     };
-    let lines = front.pgbackrest_lines();
+    let lines = server.pgbackrest_lines(&front);
     let tool = Tool::of("bookworm").unwrap();
     let stage = Stage::new_in_store(&tool, &postgresql_15(), kind, &lines).unwrap();
     stage
@@ -200,28 +164,11 @@ fn what_pgbackrest_itself_has_put_into_s3_is_read_as_it_restores_it() {
         .unwrap();
     let location = ObjectLocation::parse(&format!("s3://{BUCKET}/pgbackrest"));
     let location = location.unwrap().unwrap();
-    let storage = Storage::objects(&location, &front.options(&server), &Arc::default());
+    let storage = Storage::objects(&location, &server.options_through(&front), &Arc::default());
     let backup = open_in(storage.unwrap(), true)
         .open(BackupChoice::Newest)
         .unwrap();
-    let restored = stage.restore(1, &backup.restore_point().label).unwrap();
-    let mut compared = 0;
-    for (path, file, size_bytes) in files(&*backup) {
-        let at = restored.path().join("data").join(&path);
-        // Restore makes links of the first, and gives no WAL of the archive.
-        if path == "tablespace_map" || path.starts_with("pg_wal/") && !at.exists() {
-            continue;
-        }
-        let wanted = std::fs::read(&at).unwrap();
-        let mut found = vec![0; usize::try_from(size_bytes).unwrap()];
-        assert_eq!(
-            backup.read_at(file, 0, &mut found).unwrap(),
-            found.len(),
-            "{path}"
-        );
-        assert!(found == wanted, "{path} differs");
-        compared += 1;
-    }
+    let compared = stage.compare_with_restored(1, &*backup).unwrap();
     assert!(compared > 500, "{compared} files");
 }
 

@@ -22,6 +22,10 @@ pub struct BackupInfo {
     pub segment_bytes: u64,
     /// The cluster; absent in backups of old Barmans.
     pub system_identifier: Option<u64>,
+    /// PostgreSQL's major version.
+    pub postgresql_major: Option<u32>,
+    /// Size of the cluster, in bytes.
+    pub cluster_bytes: Option<u64>,
     /// When it was begun.
     pub started_at: Option<Timestamp>,
     /// When it was finished.
@@ -71,12 +75,17 @@ pub fn parse_backup_info(content: &[u8], file: &str) -> Result<Status, Repositor
     }
     let identifier = lines.value("systemid");
     let identifier = identifier.map(|_| lines.number("systemid")).transpose()?;
+    let parsed = |key| lines.value(key)?.parse::<u64>().ok();
     Ok(Status::Usable(BackupInfo {
         begin_lsn,
         end_lsn,
         timeline: timeline.ok_or_else(|| corrupt("names a timeline that cannot be".into()))?,
         segment_bytes,
         system_identifier: identifier,
+        // 150018 is 15.18.
+        postgresql_major: parsed("version")
+            .and_then(|version| u32::try_from(version / 10_000).ok()),
+        cluster_bytes: parsed("cluster_size"),
         started_at: lines.value("begin_time").and_then(|time| time.parse().ok()),
         stopped_at: lines.value("end_time").and_then(|time| time.parse().ok()),
         tablespaces: lines.tablespaces()?,

@@ -10,6 +10,14 @@ pub(super) fn slow_layout(found: SlowLayout) -> SlowLayout {
     }
 }
 
+/// The same of backups that `barman-cloud-backup` took.
+pub(super) fn slow_cloud_layout(found: SlowLayout) -> SlowLayout {
+    SlowLayout {
+        remedy: "take backups with barman-cloud-backup without --gzip and --bzip2",
+        ..found
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,19 +1,22 @@
 //! A server of Barman as a repository of backups.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::backup_info::{BackupInfo, Status};
-use super::layout::slow_layout;
+use super::layout::{slow_cloud_layout, slow_layout};
 use super::server::{Server, is_backup_id};
 use super::wal::{WalRange, find_wal};
 use super::wal_storage::BarmanWal;
 use crate::pg_basebackup::{Place, Siblings, TablespaceDirectory, Wal, open_backup};
+use crate::restore_point::RecoverableInterval;
+use crate::storage::Storage;
 use crate::wal_archive::shared;
 use crate::with_wal::{BackupWithWal, Parts};
 use crate::{
-    Backup, BackupChoice, BackupFormat, OpenOptions, Repository, RepositoryError, RestorePoint,
-    RestorePoints, WalArchive, WalArchives,
+    Backup, BackupChoice, BackupFormat, BackupKind, Lsn, OpenOptions, Repository, RepositoryError,
+    RestorePoint, RestorePoints, Verification, WalArchive, WalArchives,
 };
 
 /// Opens a server of Barman: its directory below `barman_home`, or that one if it has no other server.
@@ -21,16 +24,27 @@ pub fn open_barman(
     path: &Path,
     options: OpenOptions,
 ) -> Result<Box<dyn Repository>, RepositoryError> {
-    let server = Server::open(path)?;
+    Ok(of_server(Server::open(path)?, options))
+}
+
+/// The same, of a part of a bucket: what `barman-cloud-backup` and `barman-cloud-wal-archive` have put there, or the copy of a server's directory.
+pub fn open_barman_in(
+    storage: Storage,
+    options: OpenOptions,
+) -> Result<Box<dyn Repository>, RepositoryError> {
+    Ok(of_server(Server::open_in(storage)?, options))
+}
+
+fn of_server(server: Server, options: OpenOptions) -> Box<dyn Repository> {
     // Made once, so that all that is opened here shares its bounds.
     let options = OpenOptions {
         decoded: Some(options.decoded_store()),
         ..options
     };
-    Ok(Box::new(BarmanRepository {
+    Box::new(BarmanRepository {
         server: Arc::new(server),
         options,
-    }))
+    })
 }
 
 #[derive(Debug)]
@@ -42,7 +56,7 @@ struct BarmanRepository {
 impl BarmanRepository {
     fn unknown(&self, what: String) -> RepositoryError {
         RepositoryError::UnknownBackup {
-            repository: self.server.path.display().to_string(),
+            repository: self.server.storage().shown().to_owned(),
             what,
         }
     }
@@ -58,22 +72,31 @@ impl BarmanRepository {
         }
     }
 
-    fn place(&self, id: &str, info: &BackupInfo) -> Place<'_> {
-        let directory = self.server.path.join("base").join(id);
-        let beside = info.tablespaces.iter().filter_map(|tablespace| {
-            let path = directory.join(tablespace.oid.to_string());
-            let is_there = path.symlink_metadata().is_ok_and(|found| found.is_dir());
-            is_there.then(|| TablespaceDirectory {
-                path,
-                tablespace: tablespace.clone(),
-            })
-        });
-        Place {
-            repository: &self.server.path,
-            path: directory.join("data"),
-            label: id.to_owned(),
-            tablespaces: beside.collect(),
+    fn place(&self, id: &str, info: &BackupInfo) -> Result<Place, RepositoryError> {
+        let storage = self.server.storage();
+        let directory = format!("base/{id}");
+        let mut place = Place::at(storage, format!("{directory}/data"), id.to_owned())?;
+        if !place.looks_like_a_backup()
+            && let Some(place) = Place::of_barman_cloud(storage, directory.clone(), id.to_owned())?
+        {
+            return Ok(place);
         }
+        for tablespace in &info.tablespaces {
+            let path = format!("{directory}/{}", tablespace.oid);
+            match storage.has_directory(&path) {
+                Ok(()) => place.tablespaces.push(TablespaceDirectory {
+                    path,
+                    tablespace: tablespace.clone(),
+                }),
+                Err(error)
+                    if storage.is_in_objects() && error.kind() != io::ErrorKind::NotFound =>
+                {
+                    return Err(RepositoryError::unreadable(path, "look into", error));
+                }
+                Err(_) => {}
+            }
+        }
+        Ok(place)
     }
 
     /// Where the parents of incremental backups are looked for.
@@ -83,12 +106,45 @@ impl BarmanRepository {
             for id in self.server.backup_ids()? {
                 // One that cannot be used is nobody's parent; opening it says why.
                 if let Ok(info) = self.usable(&id) {
-                    places.push(self.place(&id, &info));
+                    places.push(self.place(&id, &info)?);
                 }
             }
             Ok(places)
         };
         Siblings::new(Box::new(list), &self.options)
+    }
+
+    /// Describes a backup: one of `barman-cloud-backup` by what `backup.info` and the names of its archives say, others by opening them.
+    fn describe(&self, id: &str, siblings: &Siblings<'_>) -> Result<RestorePoint, RepositoryError> {
+        let info = self.usable(id)?;
+        let place = self.place(id, &info)?;
+        let Some(postgresql_major) = info.postgresql_major.filter(|_| place.is_of_barman_cloud())
+        else {
+            return Ok(self.open_id(id, siblings)?.restore_point().clone());
+        };
+        let found = place.codec()?.map(BackupFormat::PgBasebackupCompressedTar);
+        let slow = found.and_then(crate::pg_basebackup::slow_layout);
+        find_wal(&self.server, &wal_range(&info, info.end_lsn))?;
+        Ok(RestorePoint {
+            label: id.to_owned(),
+            format: BackupFormat::Barman,
+            kind: BackupKind::Full,
+            references: Vec::new(),
+            postgresql_major,
+            started_at: info.started_at,
+            stopped_at: info.stopped_at,
+            size_bytes: info.cluster_bytes.unwrap_or(0),
+            file_count: 0,
+            recoverable: RecoverableInterval {
+                from_lsn: info.begin_lsn,
+                to_lsn: Some(info.end_lsn),
+                timeline: info.timeline,
+            },
+            system_identifier: info.system_identifier,
+            verification: Verification::Unverified,
+            slow_layout: slow.map(slow_cloud_layout),
+            tablespaces: info.tablespaces,
+        })
     }
 
     fn open_id(
@@ -97,7 +153,7 @@ impl BarmanRepository {
         siblings: &Siblings<'_>,
     ) -> Result<Arc<dyn Backup>, RepositoryError> {
         let info = self.usable(id)?;
-        let place = self.place(id, &info);
+        let place = self.place(id, &info)?;
         let backup = open_backup(&place, siblings, Wal::Elsewhere, &self.options)?;
         let mut restore_point = backup.restore_point().clone();
         let begins = restore_point.recoverable;
@@ -108,7 +164,22 @@ impl BarmanRepository {
             );
             return Err(RepositoryError::corrupt("backup_label", reason));
         }
-        restore_point.slow_layout = restore_point.slow_layout.map(slow_layout);
+        restore_point.slow_layout =
+            restore_point
+                .slow_layout
+                .map(match place.is_of_barman_cloud() {
+                    true => slow_cloud_layout,
+                    false => slow_layout,
+                });
+        for tablespace in &mut restore_point.tablespaces {
+            let told = info
+                .tablespaces
+                .iter()
+                .find(|told| told.oid == tablespace.oid);
+            if let (true, Some(told)) = (tablespace.location.is_empty(), told) {
+                tablespace.location.clone_from(&told.location);
+            }
+        }
         restore_point.format = BackupFormat::Barman;
         restore_point.started_at = info.started_at.or(restore_point.started_at);
         restore_point.stopped_at = info.stopped_at;
@@ -117,16 +188,11 @@ impl BarmanRepository {
         restore_point.recoverable.to_lsn = Some(end_lsn);
         restore_point.system_identifier =
             restore_point.system_identifier.or(info.system_identifier);
-        let segments = find_wal(
-            &self.server,
-            &WalRange {
-                timeline: info.timeline,
-                start_lsn: info.begin_lsn,
-                end_lsn,
-                segment_bytes: info.segment_bytes,
-                system_identifier: restore_point.system_identifier,
-            },
-        )?;
+        let range = WalRange {
+            system_identifier: restore_point.system_identifier,
+            ..wal_range(&info, end_lsn)
+        };
+        let segments = find_wal(&self.server, &range)?;
         Ok(Arc::new(BackupWithWal::new(Parts {
             backup,
             storage: Arc::clone(self.server.storage()),
@@ -139,6 +205,17 @@ impl BarmanRepository {
     }
 }
 
+/// The WAL that a backup needs which ends there.
+fn wal_range(info: &BackupInfo, end_lsn: Lsn) -> WalRange {
+    WalRange {
+        timeline: info.timeline,
+        start_lsn: info.begin_lsn,
+        end_lsn,
+        segment_bytes: info.segment_bytes,
+        system_identifier: info.system_identifier,
+    }
+}
+
 impl Repository for BarmanRepository {
     fn restore_points(&self) -> Result<RestorePoints, RepositoryError> {
         let siblings = self.siblings();
@@ -148,8 +225,8 @@ impl Repository for BarmanRepository {
                 found.truncated = true;
                 break;
             }
-            match self.open_id(id, &siblings) {
-                Ok(backup) => found.restore_points.push(backup.restore_point().clone()),
+            match self.describe(id, &siblings) {
+                Ok(point) => found.restore_points.push(point),
                 Err(error) => found.problems.push((id.clone(), error)),
             }
         }

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use super::backup_info::{INFO_BYTES_MAX, Status, parse_backup_info};
 use crate::RepositoryError;
 use crate::storage::{Storage, StorageFile};
+use crate::wal_archive::WAL_ENDINGS;
 
 /// An opened directory of a server.
 #[derive(Debug)]
 pub(super) struct Server {
     storage: Arc<Storage>,
-    pub(super) path: PathBuf,
 }
 
 impl Server {
@@ -28,7 +28,36 @@ impl Server {
         };
         Ok(Self {
             storage: Arc::new(Storage::directory(&path)?),
-            path,
+        })
+    }
+
+    /// The same in a part of a bucket.
+    pub(super) fn open_in(storage: Storage) -> Result<Self, RepositoryError> {
+        let shown = storage.shown().to_owned();
+        let unreadable = |error| RepositoryError::unreadable(&shown, "list repository", error);
+        let is_server = |path: &str| match storage.has_directory(path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(unreadable(error)),
+        };
+        if is_server("base")? {
+            return Ok(Self {
+                storage: Arc::new(storage),
+            });
+        }
+        let names = match storage.directories("") {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            names => names.map_err(unreadable)?,
+        };
+        let mut servers = Vec::new();
+        for name in names {
+            if is_server(&format!("{name}/base"))? {
+                servers.push(name);
+            }
+        }
+        let server = storage.below(only(&servers, &shown)?).map_err(unreadable)?;
+        Ok(Self {
+            storage: Arc::new(server),
         })
     }
 
@@ -40,6 +69,19 @@ impl Server {
     /// Opens a file by its path below the server's directory.
     pub(super) fn file(&self, path: &str) -> io::Result<StorageFile> {
         self.storage.file(path)
+    }
+
+    /// Opens a file of the archive of WAL by its path, or by that path with an ending that tells how it is compressed: `barman-cloud-wal-archive`
+    /// gives it one. Gives the path by which it was found.
+    pub(super) fn archived(&self, path: &str) -> io::Result<(String, StorageFile)> {
+        for ending in WAL_ENDINGS {
+            let path = format!("{path}{ending}");
+            match self.file(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                opened => return opened.map(|file| (path, file)),
+            }
+        }
+        Err(io::ErrorKind::NotFound.into())
     }
 
     /// The ids of all backups, oldest first: their order is that of the times in them.
@@ -110,8 +152,12 @@ fn only_server(home: &Path, shown: &str) -> Result<PathBuf, RepositoryError> {
             servers.push(path);
         }
     }
-    match servers.as_slice() {
-        [server] => Ok(server.clone()),
+    only(&servers, shown).cloned()
+}
+
+fn only<'a, T>(servers: &'a [T], shown: &str) -> Result<&'a T, RepositoryError> {
+    match servers {
+        [server] => Ok(server),
         [] => Err(RepositoryError::unsupported(
             shown,
             "has no directory base, nor has any directory in it: this is no server of Barman",

@@ -54,11 +54,11 @@ fn find_segment(
     let prefix = name.get(..16).unwrap_or_default();
     let archived = format!("wals/{prefix}/{name}");
     for path in [archived.clone(), format!("streaming/{name}")] {
-        let unreadable = |error| RepositoryError::unreadable(&path, "read", error);
-        let file = match server.file(&path) {
+        let (path, file) = match server.archived(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            opened => opened.map_err(unreadable)?,
+            opened => opened.map_err(|error| RepositoryError::unreadable(&path, "read", error))?,
         };
+        let unreadable = |error| RepositoryError::unreadable(&path, "read", error);
         let stored_bytes = file.size_bytes().map_err(unreadable)?;
         let beginning = file.read_beginning(MAGIC_BYTES).map_err(unreadable)?;
         let compression = compression_of(&beginning).map_err(|what| {

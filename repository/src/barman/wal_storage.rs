@@ -4,7 +4,9 @@ use std::io;
 use std::sync::Arc;
 
 use super::server::Server;
-use crate::wal_archive::{ArchiveNames, StoredWal, WalStorage, gone, is_segment, may_hold};
+use crate::wal_archive::{
+    ArchiveNames, StoredWal, WalStorage, gone, is_segment, may_hold, name_of,
+};
 use crate::{Lsn, RepositoryError};
 
 const PARTIAL: &str = ".partial";
@@ -22,7 +24,7 @@ impl BarmanWal {
     }
 
     fn stored(&self, path: String, name: &str) -> Result<Option<StoredWal>, RepositoryError> {
-        let file = match self.server.file(&path) {
+        let (path, file) = match self.server.archived(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened.map_err(|error| RepositoryError::unreadable(&path, "open", error))?,
         };
@@ -39,12 +41,12 @@ impl WalStorage for BarmanWal {
         let mut found = ArchiveNames::default();
         for name in self.server.names("wals")? {
             if !may_hold(&name, from) {
-                found.add(&name)?;
+                found.add(name_of(&name))?;
                 continue;
             }
             for file in self.server.names(&format!("wals/{name}"))? {
                 if file.starts_with(&name) {
-                    found.add(&file)?;
+                    found.add(name_of(&file))?;
                 }
             }
         }

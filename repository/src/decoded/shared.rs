@@ -1,26 +1,15 @@
-//! Backups that took long to open, shared by all who have them open: what is the same on disk is decoded and kept once.
+//! Backups that took long to open, shared by all who have them open: what is the same where it is stored is decoded and kept once.
 
 use std::collections::HashMap;
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::{Backup, RepositoryError};
 
-/// What a backup is on disk: its label, and each of its files by everything that a change of it changes.
+/// What a backup is where it is stored: its label, and each of its files by everything that a change of it changes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Identity {
     label: String,
-    files: Vec<(String, FileIdentity)>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct FileIdentity {
-    device: u64,
-    inode: u64,
-    size_bytes: u64,
-    modified_at: (i64, i64),
-    changed_at: (i64, i64),
+    files: Vec<(String, String)>,
 }
 
 impl Identity {
@@ -31,15 +20,8 @@ impl Identity {
         }
     }
 
-    /// Adds a file.
-    pub(crate) fn add(&mut self, name: &str, metadata: &Metadata) {
-        let identity = FileIdentity {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            size_bytes: metadata.size(),
-            modified_at: (metadata.mtime(), metadata.mtime_nsec()),
-            changed_at: (metadata.ctime(), metadata.ctime_nsec()),
-        };
+    /// Adds a file, and everything of it that a change of it changes.
+    pub(crate) fn add(&mut self, name: &str, identity: String) {
         self.files.push((name.to_owned(), identity));
     }
 }

@@ -1,17 +1,15 @@
 //! Opening one backup of either shape, and reading from it.
 
-use std::fs::File;
-use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::combined::Combined;
 use super::control::{CONTROL, CONTROL_BYTES, ControlFacts, read_control};
+use super::place::Place;
 use super::plain::{PlainFiles, scan_plain};
+use super::plain_objects::is_listed;
 use super::siblings::Siblings;
 use super::tar::{TarFiles, compressed_archives, scan_tar};
 use crate::backup::{Backup, CorruptFile};
-use crate::beneath::{open_file, open_root};
 use crate::checksums::{Standing, Verifier};
 use crate::decoded::Identity;
 use crate::handles::Handles;
@@ -30,26 +28,6 @@ pub(crate) use outline::{began_in_archive, known_of_archive, outline_of};
 use check::no_control;
 pub(crate) use check::{Facts, segment_name};
 
-/// Where a backup is.
-#[derive(Debug, Clone)]
-pub(crate) struct Place<'a> {
-    /// The repository's directory, below which links may lead.
-    pub(crate) repository: &'a Path,
-    /// The backup's directory.
-    pub(crate) path: PathBuf,
-    /// Its label.
-    pub(crate) label: String,
-    /// Tablespaces of a plain backup that lie elsewhere than their links lead, or have none.
-    pub(crate) tablespaces: Vec<TablespaceDirectory>,
-}
-
-/// Where a tablespace's files are.
-#[derive(Debug, Clone)]
-pub(crate) struct TablespaceDirectory {
-    pub(crate) path: PathBuf,
-    pub(crate) tablespace: Tablespace,
-}
-
 /// Where the WAL is that recovery needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wal {
@@ -61,44 +39,10 @@ pub(crate) enum Wal {
     Elsewhere,
 }
 
-impl Place<'_> {
-    fn has(&self, name: &str) -> bool {
-        self.path.join(name).symlink_metadata().is_ok()
-    }
-
-    /// Whether it is in archives.
-    pub(crate) fn is_tar(&self) -> bool {
-        !self.has("PG_VERSION") && BASE_ARCHIVES.iter().any(|name| self.has(name))
-    }
-}
-
-/// Names of the archive of the data directory.
-const BASE_ARCHIVES: [&str; 5] = [
-    "base.tar",
-    "base.tar.gz",
-    "base.tgz",
-    "base.tar.lz4",
-    "base.tar.zst",
-];
-
-/// Whether a directory has what shows a backup, whole or not.
-pub(crate) fn looks_like_a_backup(path: &Path) -> bool {
-    const SIGNS: [&str; 4] = [
-        "backup_label",
-        "backup_manifest",
-        "backup_manifest.tmp",
-        "PG_VERSION",
-    ];
-    SIGNS
-        .iter()
-        .chain(&BASE_ARCHIVES)
-        .any(|sign| path.join(sign).symlink_metadata().is_ok())
-}
-
 /// Opens a backup, and those among `siblings` that it stands on; checks them as far as that goes without reading their contents.
 /// One that has to be decoded for it, and is open already, is shared.
 pub(crate) fn open_backup(
-    place: &Place<'_>,
+    place: &Place,
     siblings: &Siblings<'_>,
     wal: Wal,
     options: &OpenOptions,
@@ -111,25 +55,24 @@ pub(crate) fn open_backup(
 }
 
 /// What a backup with compressed archives is on disk; none for others, and where something is wrong, for which opening it has the words.
-fn compressed_identity(place: &Place<'_>, wal: Wal) -> Option<Identity> {
+fn compressed_identity(place: &Place, wal: Wal) -> Option<Identity> {
     if place.has("PG_VERSION") {
         return None;
     }
     // What was checked of its WAL is not the same for everybody.
     let mut identity = Identity::new(&format!("{} {wal:?}", place.label));
-    for name in compressed_archives(&place.path).ok()?? {
-        let metadata = place.path.join(&name).symlink_metadata().ok()?;
-        identity.add(&name, &metadata);
+    let of = |name: &str| place.repository.identity(&place.path_of(name));
+    for name in compressed_archives(place).ok()?? {
+        identity.add(&name, of(&name).ok()?);
     }
-    let manifest = place.path.join(super::MANIFEST).symlink_metadata();
-    if let Ok(metadata) = manifest {
-        identity.add(super::MANIFEST, &metadata);
+    if let Ok(manifest) = of(super::MANIFEST) {
+        identity.add(super::MANIFEST, manifest);
     }
     Some(identity)
 }
 
 fn open_anew(
-    place: &Place<'_>,
+    place: &Place,
     siblings: &Siblings<'_>,
     wal: Wal,
     options: &OpenOptions,
@@ -167,7 +110,7 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    pub(crate) fn open(place: &Place<'_>, options: &OpenOptions) -> Result<Self, RepositoryError> {
+    pub(crate) fn open(place: &Place, options: &OpenOptions) -> Result<Self, RepositoryError> {
         if place.has("backup_manifest.tmp") {
             return Err(RepositoryError::unsupported(
                 "backup_manifest.tmp",
@@ -176,7 +119,7 @@ impl Stored {
             ));
         }
         let (content, links) = Content::scan(place, options)?;
-        let manifest = open_manifest(&place.path)?;
+        let manifest = place.manifest()?;
         let checked = check::check(&content, links, manifest);
         let (facts, expected) = checked.map_err(|error| content.blame_damage(error))?;
         let layer = Layer {
@@ -205,16 +148,6 @@ impl Stored {
     }
 }
 
-fn open_manifest(path: &Path) -> Result<Option<File>, RepositoryError> {
-    let name = super::MANIFEST;
-    let opened = open_root(path).and_then(|root| open_file(root.as_fd(), name));
-    match opened {
-        Ok(file) => Ok(Some(file)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(RepositoryError::unreadable(name, "open", error)),
-    }
-}
-
 #[derive(Debug)]
 enum Files {
     Plain(PlainFiles),
@@ -233,12 +166,12 @@ pub(crate) struct Content {
 impl Content {
     /// Looks through a backup's directory or archives; gives its tablespaces by their links, too.
     pub(crate) fn scan(
-        place: &Place<'_>,
+        place: &Place,
         options: &OpenOptions,
     ) -> Result<(Self, Vec<Tablespace>), RepositoryError> {
         let mut tree = TreeBuilder::new(options.limits);
         let (files, links) = if place.is_tar() {
-            let scan = scan_tar(&place.path, options, &mut tree)?;
+            let scan = scan_tar(place, options, &mut tree)?;
             (Files::Tar(scan.files), scan.links)
         } else {
             let scan = scan_plain(place, options, &mut tree)?;
@@ -257,6 +190,14 @@ impl Content {
     /// Keeps fewer files open from now on.
     pub(crate) fn keep_open(&self, count_max: usize) {
         self.handles.keep_at_most(count_max);
+    }
+
+    /// Whether it is a plain backup without the links and empty directories that it had.
+    fn is_plain_in_objects(&self) -> bool {
+        match &self.files {
+            Files::Plain(files) => files.is_in_objects(),
+            Files::Tar(_) => false,
+        }
     }
 
     fn format(&self) -> BackupFormat {
@@ -302,7 +243,7 @@ impl Content {
             .unwrap_or_default();
         let read = match &self.files {
             Files::Plain(files) => {
-                let open = || open_unchanged(files, location.source, path, size_bytes);
+                let open = || self.open_unchanged(files, file, location);
                 let handle = self.handles.get(file.0, path, open)?;
                 let read = handle.read_pages_at(offset, buffer);
                 read.map_err(|error| RepositoryError::unreadable(path, "read", error))?
@@ -324,6 +265,29 @@ impl Content {
         Ok(read)
     }
 
+    fn open_unchanged(
+        &self,
+        files: &PlainFiles,
+        file: FileIndex,
+        location: Location,
+    ) -> Result<StorageFile, RepositoryError> {
+        let (path, size_bytes) = self.describe(file)?;
+        let unreadable = |error| RepositoryError::unreadable(path, "open", error);
+        let opened = files.open(location.source, path).map_err(unreadable)?;
+        let found = opened.size_bytes().map_err(unreadable)?;
+        if found != size_bytes {
+            let reason = format!(
+                "its size has changed from {size_bytes} to {found} bytes since the backup was opened"
+            );
+            return Err(RepositoryError::corrupt(path, reason));
+        }
+        let modified_at_s = self.tree.file(file).map_or(0, |entry| entry.modified_at_s);
+        match is_listed(&opened, location, modified_at_s) {
+            true => Ok(opened),
+            false => Err(unreadable(opened.changed())),
+        }
+    }
+
     /// Reads a small file whole; none if there is no such file.
     pub(crate) fn read_small(&self, path: &str) -> Result<Option<Vec<u8>>, RepositoryError> {
         let Some((file, size_bytes)) = self.tree.find_file(path) else {
@@ -339,24 +303,6 @@ impl Content {
         self.read_at(file, 0, &mut content)?;
         Ok(Some(content))
     }
-}
-
-fn open_unchanged(
-    files: &PlainFiles,
-    source: u32,
-    path: &str,
-    size_bytes: u64,
-) -> Result<StorageFile, RepositoryError> {
-    let unreadable = |error| RepositoryError::unreadable(path, "open", error);
-    let file = files.open(source, path).map_err(unreadable)?;
-    let found = file.size_bytes().map_err(unreadable)?;
-    if found != size_bytes {
-        let reason = format!(
-            "its size has changed from {size_bytes} to {found} bytes since the backup was opened"
-        );
-        return Err(RepositoryError::corrupt(path, reason));
-    }
-    Ok(file)
 }
 
 /// The files of one backup, counted towards their checksums as they are read.

@@ -1,16 +1,17 @@
 //! A plain backup: the data directory as it is, with links for tablespaces and perhaps for `pg_wal`.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, statat};
 
 use super::manifest::MANIFEST;
-use super::opened::Place;
-use crate::beneath::{open_directory, open_file, open_root};
+use super::place::Place;
+use super::plain_objects::scan_objects;
+use crate::beneath::{open_directory, open_root};
 use crate::name::{parse_oid, utf8_name};
 use crate::restore_point::Tablespace;
-use crate::storage::StorageFile;
+use crate::storage::{Kept, Storage, StorageFile};
 use crate::tree::{Found, Location, TreeBuilder};
 use crate::{OpenOptions, RepositoryError};
 
@@ -25,10 +26,10 @@ pub(crate) struct PlainFiles {
 }
 
 #[derive(Debug)]
-struct Root {
-    directory: OwnedFd,
+pub(super) struct Root {
+    pub(super) directory: Storage,
     /// Where its files are shown: `pg_tblspc/16384/`; empty for the data directory.
-    prefix: String,
+    pub(super) prefix: String,
 }
 
 /// What a look through a plain backup gives.
@@ -40,24 +41,44 @@ pub(crate) struct PlainScan {
 }
 
 impl PlainFiles {
+    pub(super) fn new(roots: Vec<Root>) -> Self {
+        Self { roots }
+    }
+
+    /// Whether it is in an object store.
+    pub(crate) fn is_in_objects(&self) -> bool {
+        let data = self.roots.first();
+        data.is_some_and(|root| root.directory.is_in_objects())
+    }
+
     /// Opens the file shown at `path`.
     pub(crate) fn open(&self, source: u32, path: &str) -> std::io::Result<StorageFile> {
         let gone = || std::io::Error::from(std::io::ErrorKind::NotFound);
         let root = self.roots.get(source as usize).ok_or_else(gone)?;
         let inside = path.strip_prefix(&root.prefix).ok_or_else(gone)?;
-        open_file(root.directory.as_fd(), inside).map(StorageFile::Local)
+        root.directory.file(inside)
     }
 }
 
-/// Looks through the directories; adds all files to `tree`.
+/// Looks through the directories, or lists the objects; adds all files to `tree`.
 pub(crate) fn scan_plain(
-    place: &Place<'_>,
+    place: &Place,
     options: &OpenOptions,
     tree: &mut TreeBuilder,
 ) -> Result<PlainScan, RepositoryError> {
-    let shown = place.path.display().to_string();
-    let root = open_root(&place.path);
-    let root = root.map_err(|error| RepositoryError::unreadable(shown, "open directory", error))?;
+    let data = place.open()?;
+    match data.kept() {
+        Kept::Objects(_) => scan_objects(place, data, tree),
+        Kept::Directory(..) => scan_directories(place, data, options, tree),
+    }
+}
+
+fn scan_directories(
+    place: &Place,
+    data: Storage,
+    options: &OpenOptions,
+    tree: &mut TreeBuilder,
+) -> Result<PlainScan, RepositoryError> {
     let mut walk = Walk {
         place,
         options,
@@ -66,30 +87,22 @@ pub(crate) fn scan_plain(
         linked: Vec::new(),
         source: 0,
     };
-    walk.directory(root.as_fd(), "", 0)?;
+    walk.root(&data, "")?;
     let mut roots = vec![Root {
-        directory: root,
+        directory: data,
         prefix: String::new(),
     }];
     for beside in &place.tablespaces {
         let path = format!("pg_tblspc/{}", beside.tablespace.oid);
         let unreadable = |error| RepositoryError::unreadable(&path, "open directory", error);
-        let opened = open_root(&beside.path).map_err(unreadable)?;
-        let stat = rustix::fs::fstat(&opened).map_err(|error| unreadable(error.into()))?;
-        walk.tree.add(Found {
-            path: &path,
-            size_bytes: None,
-            mode: stat.st_mode & 0o7777,
-            modified_at_s: stat.st_mtime,
-            location: Location::default(),
-        })?;
+        let opened = place.repository.below(&beside.path).map_err(unreadable)?;
         walk.links.push(beside.tablespace.clone());
-        walk.linked.push((path, opened));
+        walk.add_linked(path.clone(), opened)?;
     }
     // Links are only found in the data directory itself, so this list does not grow any more.
     for (path, directory) in std::mem::take(&mut walk.linked) {
         walk.source += 1;
-        walk.directory(directory.as_fd(), &path, 0)?;
+        walk.root(&directory, &path)?;
         roots.push(Root {
             directory,
             prefix: format!("{path}/"),
@@ -102,15 +115,45 @@ pub(crate) fn scan_plain(
 }
 
 struct Walk<'a> {
-    place: &'a Place<'a>,
+    place: &'a Place,
     options: &'a OpenOptions,
     tree: &'a mut TreeBuilder,
     links: Vec<Tablespace>,
-    linked: Vec<(String, OwnedFd)>,
+    linked: Vec<(String, Storage)>,
     source: u32,
 }
 
+/// The directory itself; in here there are no others.
+fn handle(directory: &Storage) -> std::io::Result<(BorrowedFd<'_>, &Path)> {
+    match directory.kept() {
+        Kept::Directory(handle, path) => Ok((handle, path)),
+        Kept::Objects(_) => Err(std::io::ErrorKind::NotADirectory.into()),
+    }
+}
+
 impl Walk<'_> {
+    fn root(&mut self, directory: &Storage, path: &str) -> Result<(), RepositoryError> {
+        let unreadable = |error| RepositoryError::unreadable(path, "open directory", error);
+        let (handle, _) = handle(directory).map_err(unreadable)?;
+        self.directory(handle, path, 0)
+    }
+
+    /// Notes a directory that is shown at another place than where it lies.
+    fn add_linked(&mut self, path: String, directory: Storage) -> Result<(), RepositoryError> {
+        let unreadable = |error| RepositoryError::unreadable(&path, "open directory", error);
+        let (handle, _) = handle(&directory).map_err(unreadable)?;
+        let stat = rustix::fs::fstat(handle).map_err(|error| unreadable(error.into()))?;
+        self.tree.add(Found {
+            path: &path,
+            size_bytes: None,
+            mode: stat.st_mode & 0o7777,
+            modified_at_s: stat.st_mtime,
+            location: Location::default(),
+        })?;
+        self.linked.push((path, directory));
+        Ok(())
+    }
+
     fn directory(
         &mut self,
         directory: BorrowedFd<'_>,
@@ -193,7 +236,7 @@ impl Walk<'_> {
                 }
                 self.directory(inner.as_fd(), path, depth + 1)
             }
-            FileType::Symlink => self.link(directory, name, path, found),
+            FileType::Symlink => self.link(directory, name, path),
             // A socket or pipe holds no data and PostgreSQL backs none up: somebody left it here.
             FileType::Socket | FileType::Fifo => {
                 tracing::debug!(path, "a socket or pipe in a backup is not shown");
@@ -210,7 +253,6 @@ impl Walk<'_> {
         directory: BorrowedFd<'_>,
         name: &str,
         path: &str,
-        found: Found<'_>,
     ) -> Result<(), RepositoryError> {
         let oid = tablespace_oid(path);
         if self.source != 0 || (oid.is_none() && path != "pg_wal") {
@@ -226,11 +268,13 @@ impl Walk<'_> {
         let target = rustix::fs::readlinkat(directory, name, Vec::new());
         let target = target.map_err(|error| unreadable(error.into()))?;
         let target = PathBuf::from(utf8_name(target.to_bytes(), path)?);
+        let (_, repository) = handle(&self.place.repository).map_err(unreadable)?;
         let below = if target.is_absolute() {
             target.clone()
         } else {
             let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
-            self.place.path.join(parent).join(&target)
+            let data = repository.join(&self.place.path);
+            data.join(parent).join(&target)
         };
         let real = below
             .canonicalize()
@@ -244,7 +288,7 @@ impl Walk<'_> {
                     "put the tablespace's files where the link leads, or the link where they are"
                         .into(),
             })?;
-        let opened = self.open_allowed(&real).map_err(unreadable)?;
+        let opened = self.open_allowed(repository, &real).map_err(unreadable)?;
         let Some(opened) = opened else {
             return Err(RepositoryError::unsupported(
                 path,
@@ -258,26 +302,19 @@ impl Walk<'_> {
                 ),
             ));
         };
-        let stat = rustix::fs::fstat(&opened).map_err(|error| unreadable(error.into()))?;
-        self.tree.add(Found {
-            mode: stat.st_mode & 0o7777,
-            modified_at_s: stat.st_mtime,
-            ..found
-        })?;
         if let Some(oid) = oid {
             self.links.push(Tablespace {
                 oid,
                 location: target.display().to_string(),
             });
         }
-        self.linked.push((path.to_owned(), opened));
-        Ok(())
+        self.add_linked(path.to_owned(), opened)
     }
 
     /// Opens a directory if it lies below one of those that links may lead into. `real` has no links in it when we look;
     /// one put in later is not followed.
-    fn open_allowed(&self, real: &Path) -> std::io::Result<Option<OwnedFd>> {
-        let allowed = std::iter::once(self.place.repository).chain(
+    fn open_allowed(&self, repository: &Path, real: &Path) -> std::io::Result<Option<Storage>> {
+        let allowed = std::iter::once(repository).chain(
             self.options
                 .tablespace_directories
                 .iter()
@@ -292,7 +329,8 @@ impl Walk<'_> {
                 let Some(inside) = inside.to_str() else {
                     return Ok(None);
                 };
-                return open_directory(open_root(&root)?.as_fd(), inside).map(Some);
+                let opened = open_directory(open_root(&root)?.as_fd(), inside)?;
+                return Ok(Some(Storage::opened(opened, real.to_owned())));
             }
         }
         Ok(None)
@@ -300,6 +338,6 @@ impl Walk<'_> {
 }
 
 /// The oid, if the path is that of a tablespace: `pg_tblspc/16384`.
-fn tablespace_oid(path: &str) -> Option<u32> {
+pub(super) fn tablespace_oid(path: &str) -> Option<u32> {
     parse_oid(path.strip_prefix("pg_tblspc/")?)
 }

@@ -1,34 +1,32 @@
 //! The backups of one repository, among which the parents of an incremental one are looked for.
 
 use std::fmt;
-use std::io::Read;
-use std::os::fd::AsFd;
 use std::sync::OnceLock;
 
 use super::backup_label::{BackupLabel, SMALL_FILE_BYTES_MAX, parse_backup_label};
 use super::chain::{Known, find_chain};
 use super::control::{CONTROL, CONTROL_BYTES, read_control};
 use super::last_chain::LastChain;
-use super::opened::{Content, Place, Stored, began_in_archive, known_of_archive};
-use crate::beneath::{open_file, open_root, read_full_at};
+use super::opened::{Content, Stored, began_in_archive, known_of_archive};
+use super::place::Place;
 use crate::{Lsn, OpenOptions, RepositoryError};
 
 /// Lists the places of a repository's backups.
-pub(crate) type ListPlaces<'a> = dyn Fn() -> Result<Vec<Place<'a>>, RepositoryError> + 'a;
+pub(crate) type ListPlaces<'a> = dyn Fn() -> Result<Vec<Place>, RepositoryError> + 'a;
 
 /// The backups of one repository; what is known of them is found out when somebody asks, once.
 pub(crate) struct Siblings<'a> {
     list: Box<ListPlaces<'a>>,
     options: &'a OpenOptions,
-    plain: OnceLock<Vec<Sibling<'a>>>,
+    plain: OnceLock<Vec<Sibling>>,
     /// Apart, because to look into archives takes long.
-    archived: OnceLock<Vec<Sibling<'a>>>,
+    archived: OnceLock<Vec<Sibling>>,
     opened_last: LastChain<Stored>,
 }
 
 #[derive(Debug, Clone)]
-struct Sibling<'a> {
-    place: Place<'a>,
+struct Sibling {
+    place: Place,
     known: Known,
 }
 
@@ -56,7 +54,7 @@ impl<'a> Siblings<'a> {
     }
 
     /// The places of the backups that one stands on, from its parent to the full one.
-    pub(crate) fn chain_of(&self, newest: &Known) -> Result<Vec<Place<'a>>, RepositoryError> {
+    pub(crate) fn chain_of(&self, newest: &Known) -> Result<Vec<Place>, RepositoryError> {
         let plain = self.look(&self.plain, |place| !place.is_tar())?;
         let among_plain = pick(newest, plain);
         let archived = match among_plain {
@@ -72,9 +70,9 @@ impl<'a> Siblings<'a> {
 
     fn look<'s>(
         &'s self,
-        seen: &'s OnceLock<Vec<Sibling<'a>>>,
-        is_wanted: impl Fn(&Place<'_>) -> bool,
-    ) -> Result<&'s [Sibling<'a>], RepositoryError> {
+        seen: &'s OnceLock<Vec<Sibling>>,
+        is_wanted: impl Fn(&Place) -> bool,
+    ) -> Result<&'s [Sibling], RepositoryError> {
         if let Some(seen) = seen.get() {
             return Ok(seen);
         }
@@ -89,7 +87,7 @@ impl<'a> Siblings<'a> {
     }
 }
 
-fn pick<'a>(newest: &Known, siblings: &[Sibling<'a>]) -> Result<Vec<Place<'a>>, RepositoryError> {
+fn pick(newest: &Known, siblings: &[Sibling]) -> Result<Vec<Place>, RepositoryError> {
     let known: Vec<_> = siblings
         .iter()
         .map(|sibling| sibling.known.clone())
@@ -99,13 +97,12 @@ fn pick<'a>(newest: &Known, siblings: &[Sibling<'a>]) -> Result<Vec<Place<'a>>, 
     Ok(places.map(|sibling| sibling.place.clone()).collect())
 }
 
-fn known(place: &Place<'_>, options: &OpenOptions) -> Option<Known> {
+fn known(place: &Place, options: &OpenOptions) -> Option<Known> {
     let (begins, system_identifier) = match place.is_tar() {
         false => {
-            let root = open_root(&place.path).ok()?;
-            let file = open_file(root.as_fd(), CONTROL).ok()?;
+            let file = place.file(CONTROL).ok()?;
             let mut beginning = [0; CONTROL_BYTES];
-            read_full_at(&file, 0, &mut beginning).ok()?;
+            file.read_full_at(0, &mut beginning).ok()?;
             let control = read_control(&beginning).ok()?;
             (read_plain_label(place)?, control.system_identifier)
         }
@@ -123,18 +120,14 @@ fn known(place: &Place<'_>, options: &OpenOptions) -> Option<Known> {
     })
 }
 
-fn read_plain_label(place: &Place<'_>) -> Option<BackupLabel> {
-    let root = open_root(&place.path).ok()?;
-    let file = open_file(root.as_fd(), "backup_label").ok()?;
-    let mut label = Vec::new();
-    file.take(SMALL_FILE_BYTES_MAX)
-        .read_to_end(&mut label)
-        .ok()?;
+fn read_plain_label(place: &Place) -> Option<BackupLabel> {
+    let file = place.file("backup_label").ok()?;
+    let label = file.read_beginning(SMALL_FILE_BYTES_MAX).ok()?;
     parse_backup_label(&label).ok()
 }
 
 /// When and where in the WAL a backup was begun, as its label says; `None` where only opening it tells.
-pub(crate) fn began(place: &Place<'_>) -> Option<(jiff::Timestamp, Lsn)> {
+pub(crate) fn began(place: &Place) -> Option<(jiff::Timestamp, Lsn)> {
     if place.is_tar() {
         return began_in_archive(place);
     }

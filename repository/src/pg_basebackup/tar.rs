@@ -1,32 +1,31 @@
 //! A backup in tar archives: `base.tar`, `<oid>.tar` for each tablespace, `pg_wal.tar`, each compressed or not.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::Dir;
-
+use super::place::Place;
 use super::tar_index::{Member, MemberKind, ReadAt, read_tar_index};
-use crate::beneath::{open_file, open_root};
 use crate::decoded::{DecodedLimits, DecodedStore};
 use crate::handles::Handles;
 use crate::name::parse_oid;
 use crate::restore_point::Tablespace;
 use crate::seekable::{Codec, FirstPass, Seekable, Stored, Stream};
-use crate::storage::{SizedFile, StorageFile};
+use crate::storage::{SizedFile, Storage, StorageFile};
 use crate::tree::{Found, Location, TreeBuilder};
 use crate::{OpenOptions, OpenProgress, RepositoryError};
 
 mod beginning;
+mod names;
 mod side_by_side;
 
 pub(crate) use beginning::{TarBeginning, read_tar_beginning};
+pub(crate) use names::Naming;
+pub(super) use names::{ArchiveName, Part, archive_names};
 use side_by_side::scan_side_by_side;
 
 /// The archives of a backup, in the order of [`Location::source`].
 #[derive(Debug)]
 pub(crate) struct TarFiles {
-    directory: OwnedFd,
+    directory: Storage,
     archives: Vec<Archive>,
     store: Arc<DecodedStore>,
     owner: u64,
@@ -36,26 +35,12 @@ pub(crate) struct TarFiles {
 struct Archive {
     name: ArchiveName,
     size_bytes: u64,
+    /// What tells it from another of this size, where that shows.
+    identity: Option<String>,
     /// If it is compressed.
     seekable: Option<Seekable>,
     /// What is wrong behind its last file.
     damage: Option<String>,
-}
-
-/// The name of an archive, and what it says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct ArchiveName {
-    name: String,
-    part: Part,
-    codec: Option<Codec>,
-}
-
-/// What an archive holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Part {
-    Base,
-    Tablespace(u32),
-    Wal,
 }
 
 /// What a pass over the archives gives.
@@ -102,6 +87,9 @@ impl TarFiles {
                 "its size has changed since the backup was opened",
             ));
         }
+        if file.identity() != archive.identity {
+            return Err(RepositoryError::unreadable(name, "open", file.changed()));
+        }
         Ok(file)
     }
 
@@ -128,25 +116,21 @@ impl Drop for TarFiles {
     }
 }
 
-fn open_sized(directory: &OwnedFd, name: &str) -> Result<(StorageFile, u64), RepositoryError> {
+fn open_sized(directory: &Storage, name: &str) -> Result<(StorageFile, u64), RepositoryError> {
     let unreadable = |error| RepositoryError::unreadable(name, "open archive", error);
-    let file = open_file(directory.as_fd(), name).map_err(unreadable)?;
-    let file = StorageFile::Local(file);
+    let file = directory.file(name).map_err(unreadable)?;
     let size_bytes = file.size_bytes().map_err(unreadable)?;
     Ok((file, size_bytes))
 }
 
 /// Reads the headers of all archives of a backup; adds all files to `tree`. Compressed ones are decoded for it, several at a time.
 pub(crate) fn scan_tar(
-    path: &Path,
+    place: &Place,
     options: &OpenOptions,
     tree: &mut TreeBuilder,
 ) -> Result<TarScan, RepositoryError> {
-    let shown = path.display().to_string();
-    let directory = open_root(path);
-    let directory =
-        directory.map_err(|error| RepositoryError::unreadable(shown, "open directory", error))?;
-    let names = archive_names(&directory)?;
+    let directory = place.open()?;
+    let names = archive_names(&directory, place.naming)?;
     let store = options
         .decoded
         .clone()
@@ -159,7 +143,7 @@ pub(crate) fn scan_tar(
     };
     let mut links: Vec<Tablespace> = Vec::new();
     for (source, name) in (0..).zip(&names) {
-        if let Part::Tablespace(oid) = name.part {
+        if let (Part::Tablespace(oid), 0) = (name.part, name.piece) {
             note_tablespace(&mut links, oid, String::new());
             let path = format!("pg_tblspc/{oid}");
             add(tree, &path, None, 0o700, 0, Location { source, offset: 0 })?;
@@ -192,6 +176,7 @@ fn scan_archive(
     let limits = &options.limits;
     let shown = name.name.as_str();
     let (file, size_bytes) = open_sized(&files.directory, shown)?;
+    let identity = file.identity();
     let mut index =
         |archive: &mut dyn ReadAt| read_tar_index(archive, shown, limits, &mut |m| found(m));
     let (seekable, damage) = match name.codec {
@@ -224,6 +209,7 @@ fn scan_archive(
     Ok(Archive {
         name: name.clone(),
         size_bytes,
+        identity,
         seekable,
         damage,
     })
@@ -306,88 +292,16 @@ fn note_tablespace(links: &mut Vec<Tablespace>, oid: u32, location: String) {
     }
 }
 
+/// How the archive of a backup's data directory is compressed; none if there is no such archive.
+pub(crate) fn codec_of(place: &Place) -> Result<Option<Option<Codec>>, RepositoryError> {
+    let names = archive_names(&place.open()?, place.naming)?;
+    let base = names.first().filter(|first| first.part == Part::Base);
+    Ok(base.map(|base| base.codec))
+}
+
 /// The names of a backup's archives, if one of them is compressed.
-pub(crate) fn compressed_archives(path: &Path) -> Result<Option<Vec<String>>, RepositoryError> {
-    let shown = path.display().to_string();
-    let directory = open_root(path);
-    let directory =
-        directory.map_err(|error| RepositoryError::unreadable(shown, "open directory", error))?;
-    let names = archive_names(&directory)?;
+pub(crate) fn compressed_archives(place: &Place) -> Result<Option<Vec<String>>, RepositoryError> {
+    let names = archive_names(&place.open()?, place.naming)?;
     let is_compressed = names.iter().any(|name| name.codec.is_some());
     Ok(is_compressed.then(|| names.into_iter().map(|name| name.name).collect()))
-}
-
-/// The archives in the directory, `base.tar` first. The same one twice, compressed and not, is refused.
-fn archive_names(directory: &OwnedFd) -> Result<Vec<ArchiveName>, RepositoryError> {
-    let unreadable = |error| RepositoryError::unreadable(".", "list directory", error);
-    let mut names: Vec<ArchiveName> = Vec::new();
-    for entry in Dir::read_from(directory).map_err(unreadable)? {
-        let entry = entry.map_err(unreadable)?;
-        // Names that are not UTF-8 are no archives of a backup, and nothing else here is of interest.
-        let Some(name) = entry.file_name().to_str().ok().and_then(archive_name) else {
-            continue;
-        };
-        if let Some(other) = names.iter().find(|other| other.part == name.part) {
-            let (a, b) = (&other.name, &name.name);
-            let (first, second) = if a < b { (a, b) } else { (b, a) };
-            return Err(RepositoryError::unsupported(
-                second,
-                format!("lies beside {first}, and only one of them can be the backup's"),
-                "remove the one that is not needed, for example what was left by compressing or decompressing by hand",
-            ));
-        }
-        names.push(name);
-    }
-    names.sort_by_key(|name| name.part);
-    Ok(names)
-}
-
-/// What a file's name says, if it is an archive's.
-fn archive_name(name: &str) -> Option<ArchiveName> {
-    let (stem, extension) = name.split_once('.')?;
-    let part = match stem {
-        "base" => Part::Base,
-        "pg_wal" => Part::Wal,
-        stem => Part::Tablespace(parse_oid(stem)?),
-    };
-    let codec = match extension {
-        "tar" => None,
-        "tar.gz" | "tgz" => Some(Codec::Gzip),
-        "tar.lz4" => Some(Codec::Lz4),
-        "tar.zst" => Some(Codec::Zstd),
-        _ => return None,
-    };
-    Some(ArchiveName {
-        name: name.to_owned(),
-        part,
-        codec,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_name_of_an_archive_says_what_it_holds_and_how_it_is_compressed() {
-        let table = [
-            ("base.tar", Some((Part::Base, None))),
-            ("base.tar.gz", Some((Part::Base, Some(Codec::Gzip)))),
-            ("base.tgz", Some((Part::Base, Some(Codec::Gzip)))),
-            ("pg_wal.tar.lz4", Some((Part::Wal, Some(Codec::Lz4)))),
-            (
-                "16384.tar.zst",
-                Some((Part::Tablespace(16384), Some(Codec::Zstd))),
-            ),
-            ("016384.tar", None),
-            ("base.tar.xz", None),
-            ("base.tar.gz.tmp", None),
-            ("base", None),
-            ("backup_manifest", None),
-        ];
-        for (name, wanted) in table {
-            let found = archive_name(name).map(|found| (found.part, found.codec));
-            assert_eq!(found, wanted, "{name}");
-        }
-    }
 }

@@ -1,7 +1,7 @@
 //! Open files of a repository.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use super::ObjectFile;
@@ -94,6 +94,45 @@ fn read_object_at(object: &ObjectFile, offset: u64, buffer: &mut [u8]) -> io::Re
     fill(offset, buffer, |offset, rest| {
         object.read_at(offset, rest, None)
     })
+}
+
+/// A file that is read on and on from where somebody has gone to.
+#[derive(Debug)]
+pub(crate) struct Forwards {
+    file: StorageFile,
+    at: u64,
+    size_bytes: u64,
+}
+
+impl Forwards {
+    pub(crate) fn new(file: StorageFile) -> io::Result<Self> {
+        Ok(Self {
+            size_bytes: file.size_bytes()?,
+            file,
+            at: 0,
+        })
+    }
+}
+
+impl Read for Forwards {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.size_bytes.saturating_sub(self.at);
+        let count = self.file.read_forwards_at(self.at, buffer, Some(left))?;
+        self.at += count as u64;
+        Ok(count)
+    }
+}
+
+impl Seek for Forwards {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let at = match to {
+            SeekFrom::Start(at) => Some(at),
+            SeekFrom::End(by) => self.size_bytes.checked_add_signed(by),
+            SeekFrom::Current(by) => self.at.checked_add_signed(by),
+        };
+        self.at = at.ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(self.at)
+    }
 }
 
 /// A file whose size is known.

@@ -1,16 +1,15 @@
-//! An archive that is a plain directory, as `archive_command = 'cp %p /path/%f'` and `pg_receivewal` make it.
+//! An archive that is a plain directory or a part of a bucket, as `archive_command = 'cp %p /path/%f'` and `pg_receivewal` make it.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
 use super::names::{ArchiveNames, is_segment};
 use super::storage::{StoredWal, WalStorage};
 use crate::storage::Storage;
-use crate::{Lsn, RepositoryError};
+use crate::{Lsn, RepositoryError, WalPlace};
 
 /// What may stand behind a name. What a file is compressed with its beginning tells.
-const EXTENSIONS: [&str; 6] = ["", ".gz", ".lz4", ".zst", ".bz2", ".xz"];
+pub(crate) const WAL_ENDINGS: [&str; 7] = ["", ".gz", ".lz4", ".zst", ".bz2", ".xz", ".snappy"];
 /// Of a segment that is still being received.
 const PARTIAL: &str = ".partial";
 
@@ -21,8 +20,11 @@ pub(crate) struct WalDirectory {
 }
 
 impl WalDirectory {
-    pub(crate) fn open(path: &Path) -> Result<Self, RepositoryError> {
-        let storage = Arc::new(Storage::directory(path)?);
+    pub(crate) fn open(place: &WalPlace) -> Result<Self, RepositoryError> {
+        let storage = match place {
+            WalPlace::Directory(path) => Arc::new(Storage::directory(path)?),
+            WalPlace::Objects(storage) => Arc::clone(storage),
+        };
         Ok(Self { storage })
     }
 
@@ -38,7 +40,7 @@ impl WalDirectory {
 
     /// The file that holds what has this name, and its own name.
     pub(super) fn find(&self, name: &str) -> Result<Option<(String, StoredWal)>, RepositoryError> {
-        for ending in EXTENSIONS.iter().chain([&PARTIAL]) {
+        for ending in WAL_ENDINGS.iter().chain([&PARTIAL]) {
             let file = format!("{name}{ending}");
             if let Some(stored) = self.stored(&file, name)? {
                 return Ok(Some((file, stored)));
@@ -61,8 +63,8 @@ impl WalDirectory {
 }
 
 /// The name of what a file of an archive holds.
-fn name_of(file: &str) -> &str {
-    let known = EXTENSIONS
+pub(crate) fn name_of(file: &str) -> &str {
+    let known = WAL_ENDINGS
         .iter()
         .filter(|ending| !ending.is_empty())
         .find_map(|ending| file.strip_suffix(*ending));
@@ -126,7 +128,8 @@ mod tests {
             std::fs::write(directory.path().join(name), content).unwrap();
         };
         write("000000010000000000000002.partial", &[0; 8]);
-        let archive = WalDirectory::open(directory.path()).unwrap();
+        let place = WalPlace::Directory(directory.path().to_owned());
+        let archive = WalDirectory::open(&place).unwrap();
         assert!(archive.open(SEGMENT).unwrap().is_partial);
         write(SEGMENT, b"\x10\xd1\x07\0\x01\0");
         assert!(!archive.open(SEGMENT).unwrap().is_partial);

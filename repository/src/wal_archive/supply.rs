@@ -1,7 +1,6 @@
 //! What an archive supplies to a backup that lacks it: the WAL of one that was taken without any (`--wal-method=none`), and where a
 //! backup without a manifest ends.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use super::backup_history::{backup_history_name, parse_stop};
@@ -12,7 +11,7 @@ use super::names::{is_segment, segment_name};
 use super::storage::WalStorage;
 use crate::pgbackrest::Compression;
 use crate::with_wal::{BackupWithWal, Parts, Segment};
-use crate::{Backup, Lsn, OpenOptions, RepositoryError, RestorePoint, Tree};
+use crate::{Backup, Lsn, OpenOptions, RepositoryError, RestorePoint, Tree, WalPlace};
 
 /// Most segments of one backup: 64 TiB with the largest segments, 1 TiB with the usual ones.
 const SEGMENT_COUNT_MAX: u64 = 1 << 16;
@@ -23,10 +22,10 @@ pub(crate) fn has_wal(tree: &Tree) -> bool {
     entries.any(|entry| entry.path.strip_prefix("pg_wal/").is_some_and(is_segment))
 }
 
-/// The backup with what the archive in this directory supplies. One with WAL of its own is opened whatever the archive is worth.
+/// The backup with what the archive supplies. One with WAL of its own is opened whatever the archive is worth.
 pub(crate) fn with_archived_wal(
     backup: Arc<dyn Backup>,
-    archive: &Path,
+    archive: &WalPlace,
     options: &OpenOptions,
 ) -> Result<Arc<dyn Backup>, RepositoryError> {
     let point = backup.restore_point();
@@ -64,8 +63,8 @@ struct Supplied {
 
 impl Supplied {
     /// Where it ends, and nothing else.
-    fn stop_only(path: &Path, point: &RestorePoint) -> Result<Self, RepositoryError> {
-        let archive = WalDirectory::open(path)?;
+    fn stop_only(place: &WalPlace, point: &RestorePoint) -> Result<Self, RepositoryError> {
+        let archive = WalDirectory::open(place)?;
         let begins = &point.recoverable;
         let names = archive.list(begins.from_lsn)?;
         let any = names
@@ -87,8 +86,8 @@ impl Supplied {
     }
 
     /// The same, and all WAL from the backup's start to its end.
-    fn all(path: &Path, point: &RestorePoint) -> Result<Self, RepositoryError> {
-        let mut supplied = Self::stop_only(path, point)?;
+    fn all(place: &WalPlace, point: &RestorePoint) -> Result<Self, RepositoryError> {
+        let mut supplied = Self::stop_only(place, point)?;
         let begins = &point.recoverable;
         let (archive, segment_bytes) = (&supplied.archive, supplied.segment_bytes);
         let first = begins.from_lsn.0 / segment_bytes;

@@ -1,9 +1,8 @@
 //! What is checked of a backup before it is believed to be one.
 
-use std::fs::File;
-
 use super::Content;
 use crate::checksums::{Expected, Standing, Verifier};
+use crate::name::parse_oid;
 use crate::pg_basebackup::backup_label::{BackupLabel, parse_backup_label};
 use crate::pg_basebackup::control::CONTROL;
 use crate::pg_basebackup::increment::file_of_increment;
@@ -11,6 +10,7 @@ use crate::pg_basebackup::layout::slow_layout;
 use crate::pg_basebackup::manifest::{MANIFEST, Manifest, ManifestFile, read_manifest};
 use crate::pg_basebackup::tablespace_map::parse_tablespace_map;
 use crate::restore_point::{RecoverableInterval, Verification};
+use crate::storage::Forwards;
 use crate::tree::{FileIndex, Tree};
 use crate::{BackupFormat, BackupKind, Lsn, RepositoryError, RestorePoint, SlowLayout, Tablespace};
 
@@ -63,7 +63,7 @@ impl Facts {
 pub(super) fn check(
     content: &Content,
     links: Vec<Tablespace>,
-    manifest: Option<File>,
+    manifest: Option<Forwards>,
 ) -> Result<(Facts, Expected), RepositoryError> {
     let begins = match content.read_small("backup_label")? {
         Some(label) => parse_backup_label(&label)?,
@@ -83,8 +83,7 @@ pub(super) fn check(
     for tablespace in &tablespaces {
         let path = format!("pg_tblspc/{}", tablespace.oid);
         if content.tree.find(&path).is_none() {
-            let reason = "the backup lacks this tablespace";
-            return Err(RepositoryError::corrupt(path, reason));
+            return Err(content.lacks_tablespace(path));
         }
     }
     let verification = match &listed {
@@ -275,7 +274,32 @@ pub(super) fn is_exempt(path: &str) -> bool {
     ) || path.starts_with("pg_wal/")
 }
 
-fn check_manifest(content: &Content, file: File) -> Result<Listed, RepositoryError> {
+impl Content {
+    /// The refusal of a backup without a file that the manifest has.
+    fn lacks(&self, path: &str) -> RepositoryError {
+        let below = path.strip_prefix("pg_tblspc/");
+        let oid = below.and_then(|below| parse_oid(below.split('/').next()?));
+        let tablespace = oid.map(|oid| format!("pg_tblspc/{oid}"));
+        match tablespace.filter(|tablespace| self.tree.find(tablespace).is_none()) {
+            Some(tablespace) if self.is_plain_in_objects() => self.lacks_tablespace(tablespace),
+            _ => RepositoryError::corrupt(path, format!("is in {MANIFEST}, but not in the backup")),
+        }
+    }
+
+    /// The refusal of a backup without a tablespace.
+    fn lacks_tablespace(&self, path: String) -> RepositoryError {
+        match self.is_plain_in_objects() {
+            true => RepositoryError::unsupported(
+                path,
+                "is a link in the backup, and neither it nor the tablespace's files are in the object store, which keeps no links",
+                "copy the files of the tablespace to this path in the object store, or store backups of pg_basebackup -Ft there",
+            ),
+            false => RepositoryError::corrupt(path, "the backup lacks this tablespace"),
+        }
+    }
+}
+
+fn check_manifest(content: &Content, file: Forwards) -> Result<Listed, RepositoryError> {
     let file_count = usize::try_from(content.tree.file_count()).unwrap_or(usize::MAX);
     let mut expected = Expected::new(file_count);
     let mut seen = vec![false; file_count];
@@ -291,7 +315,7 @@ fn check_manifest(content: &Content, file: File) -> Result<Listed, RepositoryErr
         }
         let corrupt = |reason: String| Err(RepositoryError::corrupt(path, reason));
         let Some((index, size_bytes)) = content.tree.find_file(path) else {
-            return corrupt(format!("is in {MANIFEST}, but not in the backup"));
+            return Err(content.lacks(path));
         };
         if size_bytes != file.size_bytes {
             let told = file.size_bytes;

@@ -1,20 +1,20 @@
 //! What can be told of a backup without opening it.
 //!
-//! To open a compressed tar backup is to decode all of it. A list of backups needs less: `backup_manifest` has its files, and the
-//! beginning of `base.tar` its label. What the rest is worth, opening it tells.
+//! To open a compressed tar backup is to decode all of it, and to open one in an object store is to ask for each of its headers. A list of
+//! backups needs less: `backup_manifest` has its files, and the beginning of `base.tar` its label. What the rest is worth, opening it tells.
 
 use super::check::{is_exempt, merge_map};
-use super::{Place, open_manifest};
 use crate::pg_basebackup::backup_label::{BackupLabel, parse_backup_label};
 use crate::pg_basebackup::layout::slow_layout;
 use crate::pg_basebackup::manifest::{Manifest, ManifestFile, read_manifest};
+use crate::pg_basebackup::place::Place;
 use crate::pg_basebackup::tablespace_map::parse_tablespace_map;
 use crate::pg_basebackup::tar::{TarBeginning, read_tar_beginning};
 use crate::restore_point::{RecoverableInterval, Verification};
-use crate::{BackupFormat, BackupKind, Codec, Lsn, RestorePoint, Tablespace};
+use crate::{BackupFormat, BackupKind, Lsn, RestorePoint, Tablespace};
 
 /// When and where in the WAL a tar backup was begun, as opening it would tell.
-pub(crate) fn began_in_archive(place: &Place<'_>) -> Option<(jiff::Timestamp, Lsn)> {
+pub(crate) fn began_in_archive(place: &Place) -> Option<(jiff::Timestamp, Lsn)> {
     let label = label_in_archive(place)?;
     let listed = || Listed::read(place)?.label_modified_at;
     let started_at = label.started_at.or_else(listed)?;
@@ -22,31 +22,33 @@ pub(crate) fn began_in_archive(place: &Place<'_>) -> Option<(jiff::Timestamp, Ls
 }
 
 /// What a tar backup tells of its place in a chain: its label, and its cluster's identity where the manifest has it.
-pub(crate) fn known_of_archive(place: &Place<'_>) -> Option<(BackupLabel, u64)> {
+pub(crate) fn known_of_archive(place: &Place) -> Option<(BackupLabel, u64)> {
     let label = label_in_archive(place)?;
     let system_identifier = Listed::read(place)?.manifest.system_identifier?;
     Some((label, system_identifier))
 }
 
-fn label_in_archive(place: &Place<'_>) -> Option<BackupLabel> {
-    let beginning = read_tar_beginning(&place.path).ok()??;
+fn label_in_archive(place: &Place) -> Option<BackupLabel> {
+    let beginning = read_tar_beginning(place).ok()??;
     parse_backup_label(beginning.label.as_deref()?).ok()
 }
 
-/// Describes a compressed tar backup by its outline; none where it does not tell enough or something does not fit, for then opening
-/// finds the words for it, and none of other backups.
-pub(crate) fn outline_of(place: &Place<'_>) -> Option<RestorePoint> {
+/// Describes a tar backup that is compressed or in an object store by its outline; none where it does not tell enough or something does not
+/// fit, for then opening finds the words for it, and none of other backups.
+pub(crate) fn outline_of(place: &Place) -> Option<RestorePoint> {
     if place.has("PG_VERSION") || place.has("backup_manifest.tmp") {
         return None;
     }
-    let beginning = read_tar_beginning(&place.path).ok()??;
-    let codec = beginning.codec?;
+    let beginning = read_tar_beginning(place).ok()??;
+    if beginning.codec.is_none() && !place.repository.is_in_objects() {
+        return None;
+    }
     let label = parse_backup_label(beginning.label.as_deref()?).ok()?;
     if label.incremental_from.is_some() {
         return None;
     }
     let listed = Listed::read(place)?;
-    restore_point(place, codec, &beginning, &label, listed)
+    restore_point(place, &beginning, &label, listed)
 }
 
 /// What the manifest says.
@@ -60,8 +62,8 @@ struct Listed {
 }
 
 impl Listed {
-    fn read(place: &Place<'_>) -> Option<Self> {
-        let manifest = open_manifest(&place.path).ok()??;
+    fn read(place: &Place) -> Option<Self> {
+        let manifest = place.manifest().ok()??;
         let (mut size_bytes, mut file_count) = (0_u64, 0);
         let mut postgresql_major = None;
         let mut all_have_checksums = true;
@@ -95,8 +97,7 @@ fn major_by_checksum(file: &ManifestFile) -> Option<u32> {
 }
 
 fn restore_point(
-    place: &Place<'_>,
-    codec: Codec,
+    place: &Place,
     beginning: &TarBeginning,
     label: &BackupLabel,
     listed: Listed,
@@ -110,7 +111,10 @@ fn restore_point(
         .collect();
     let map = beginning.tablespace_map.as_deref().unwrap_or_default();
     merge_map(&mut tablespaces, parse_tablespace_map(map).ok()?).ok()?;
-    let format = BackupFormat::PgBasebackupCompressedTar(codec);
+    let format = match beginning.codec {
+        None => BackupFormat::PgBasebackupTar,
+        Some(codec) => BackupFormat::PgBasebackupCompressedTar(codec),
+    };
     Some(RestorePoint {
         label: place.label.clone(),
         format,

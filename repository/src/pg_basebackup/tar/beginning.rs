@@ -1,10 +1,9 @@
 //! The beginning of `base.tar`, where `backup_label` and `tablespace_map` are: what it says is known without decoding the rest.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use super::{ArchiveName, Part, archive_names, open_sized};
-use crate::beneath::open_root;
+use crate::pg_basebackup::place::Place;
 use crate::pg_basebackup::tar_index::{MemberKind, read_tar_index};
 use crate::seekable::{Codec, decode_beginning};
 use crate::{Limits, RepositoryError};
@@ -26,12 +25,9 @@ pub(crate) struct TarBeginning {
 }
 
 /// Reads the beginning of a backup's `base.tar`; none if there is no such archive.
-pub(crate) fn read_tar_beginning(path: &Path) -> Result<Option<TarBeginning>, RepositoryError> {
-    let shown = path.display().to_string();
-    let directory = open_root(path);
-    let directory =
-        directory.map_err(|error| RepositoryError::unreadable(shown, "open directory", error))?;
-    let names = archive_names(&directory)?;
+pub(crate) fn read_tar_beginning(place: &Place) -> Result<Option<TarBeginning>, RepositoryError> {
+    let directory = place.open()?;
+    let names = archive_names(&directory, place.naming)?;
     let Some(base) = names.first().filter(|first| first.part == Part::Base) else {
         return Ok(None);
     };

@@ -78,6 +78,7 @@ mod tests {
             .map(|oid| ArchiveName {
                 name: format!("{oid}.tar"),
                 part: Part::Tablespace(oid),
+                piece: 0,
                 codec: None,
             })
             .collect()
@@ -97,6 +98,7 @@ mod tests {
         Archive {
             name: name.clone(),
             size_bytes: 0,
+            identity: None,
             seekable: None,
             damage: None,
         }

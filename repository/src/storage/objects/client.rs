@@ -1,7 +1,7 @@
 //! Connecting to an object store with the settings and credentials that its users have.
 //!
-//! Credentials come from the environment (`AWS_*`, `AZURE_*`, `GOOGLE_*`), from the machine's own identity in its cloud, or from a file that the
-//! configuration names. They are in no error and no log.
+//! Credentials come from the environment (`AWS_*`, `AZURE_*`, `GOOGLE_*`), from a profile of the AWS command line, from the machine's own identity
+//! in its cloud, or from a file that the configuration names. They are in no error and no log.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +14,8 @@ use object_store::{BackoffConfig, Certificate, ClientConfigKey, ClientOptions, R
 
 use super::Bucket;
 use super::access::ObjectLimits;
+use super::aws_profile::{ProfileRefusal, aws_profile};
+use super::credentials::{parse_connection_string, parse_credentials};
 use super::failure::cause_of;
 use super::location::{ObjectLocation, ObjectStoreKind};
 use crate::RepositoryError;
@@ -24,6 +26,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 const REQUEST_MAX: Duration = Duration::from_secs(30);
 /// Longest wait between two attempts.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Azure's settings in one, by the name that it has in a file; in the environment it is in capitals.
+const CONNECTION_STRING: &str = "azure_storage_connection_string";
 /// Largest file with credentials or certificates.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -86,25 +90,6 @@ impl ObjectOptions {
             self.refused(location, reason, "write one key = value in each line")
         })
     }
-}
-
-/// `key = value` in each line. Comments, and the headings of files of the AWS command line, are passed over.
-fn parse_credentials(text: &str) -> Result<Vec<(String, String)>, usize> {
-    let mut found: Vec<(String, String)> = Vec::new();
-    for (number, line) in (1..).zip(text.lines()) {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with(['#', ';']) || line == "[default]" {
-            continue;
-        }
-        let (key, value) = line.split_once('=').ok_or(number)?;
-        let (key, value) = (key.trim().to_ascii_lowercase(), value.trim().to_owned());
-        let is_new = found.iter().all(|(other, _)| *other != key);
-        if key.is_empty() || value.is_empty() || !is_new {
-            return Err(number);
-        }
-        found.push((key, value));
-    }
-    Ok(found)
 }
 
 /// What is common to all stores. Variables of the environment that are about the connection come first, the configuration wins.
@@ -173,18 +158,27 @@ pub(super) fn connect(
 ) -> Result<Arc<dyn Bucket>, RepositoryError> {
     // One for the whole process; that another part has chosen one already is as good.
     drop(rustls::crypto::ring::default_provider().install_default());
-    let plain = options.endpoint.as_ref();
-    if plain.is_some_and(|endpoint| endpoint.starts_with("http:")) && !options.allow_http {
-        return Err(options.refused(
-            location,
-            "its endpoint is unencrypted".to_owned(),
-            "name an endpoint with https, or set allow_http where nobody can listen",
-        ));
-    }
+    refuse_unencrypted(location, options, options.endpoint.as_deref())?;
     match location.kind {
         ObjectStoreKind::S3 => s3(location, options, limits),
         ObjectStoreKind::Azure => azure(location, options, limits),
         ObjectStoreKind::Google => google(location, options, limits),
+    }
+}
+
+fn refuse_unencrypted(
+    location: &ObjectLocation,
+    options: &ObjectOptions,
+    endpoint: Option<&str>,
+) -> Result<(), RepositoryError> {
+    let plain = endpoint.filter(|endpoint| endpoint.starts_with("http:"));
+    match plain.is_some() && !options.allow_http {
+        true => Err(options.refused(
+            location,
+            "its endpoint is unencrypted".to_owned(),
+            "name an endpoint with https, or set allow_http where nobody can listen",
+        )),
+        false => Ok(()),
     }
 }
 
@@ -218,6 +212,23 @@ fn s3(
 ) -> Result<Arc<dyn Bucket>, RepositoryError> {
     let mut builder = AmazonS3Builder::new();
     let mut connection = Vec::new();
+    if options.credentials_file.is_none() {
+        let profile = aws_profile(&|name| std::env::var(name).ok(), &|path| {
+            options.read(location, path)
+        });
+        let profile = profile.map_err(|refusal| match refusal {
+            ProfileRefusal::Unreadable(error) => error,
+            ProfileRefusal::Unusable { reason, remedy } => {
+                options.refused(location, reason, remedy)
+            }
+        })?;
+        for (key, value) in profile {
+            if matches!(key, AmazonS3ConfigKey::Endpoint) && options.endpoint.is_none() {
+                refuse_unencrypted(location, options, Some(&value))?;
+            }
+            builder = builder.with_config(key, value);
+        }
+    }
     for (key, value) in from_environment("AWS_", options) {
         match key {
             AmazonS3ConfigKey::Client(key) => connection.push((key, value)),
@@ -260,7 +271,28 @@ fn azure(
             key => builder = builder.with_config(key, value),
         }
     }
-    for (key, value) in options.credentials(location)? {
+    let mut from_file = options.credentials(location)?;
+    let of_file = from_file
+        .extract_if(.., |(key, _)| key == CONNECTION_STRING)
+        .map(|(_, value)| value)
+        .last();
+    let connection_string = match options.credentials_file {
+        Some(_) => of_file,
+        None => std::env::var(CONNECTION_STRING.to_ascii_uppercase()).ok(),
+    };
+    if let Some(text) = connection_string {
+        let settings = parse_connection_string(&text).map_err(|reason| {
+            let remedy = "copy the connection string of the storage account as Azure shows it";
+            options.refused(location, format!("its connection string {reason}"), remedy)
+        })?;
+        for (key, value) in settings {
+            if matches!(key, AzureConfigKey::Endpoint) && options.endpoint.is_none() {
+                refuse_unencrypted(location, options, Some(&value))?;
+            }
+            builder = builder.with_config(key, value);
+        }
+    }
+    for (key, value) in from_file {
         let known = key.parse::<AzureConfigKey>();
         let known = known.map_err(|_| unknown_key(location, options, &key))?;
         builder = builder.with_config(known, value);
@@ -310,27 +342,6 @@ fn google(
 mod tests {
     use super::*;
     use crate::storage::objects::{ObjectAccess, ObjectStorage};
-
-    #[test]
-    fn a_file_with_credentials_has_a_key_and_a_value_in_each_line() {
-        let text = "# of the AWS command line\n[default]\naws_access_key_id = AKIA\nAWS_SECRET_ACCESS_KEY=a=b/c\n";
-        let found = parse_credentials(text).unwrap();
-        let wanted = [
-            ("aws_access_key_id", "AKIA"),
-            ("aws_secret_access_key", "a=b/c"),
-        ];
-        let wanted = wanted.map(|(key, value)| (key.to_owned(), value.to_owned()));
-        assert_eq!(found, wanted);
-        for (text, line) in [
-            ("a=b\nc", 2),
-            ("=b", 1),
-            ("a=", 1),
-            ("a=1\n\nA=2", 3),
-            ("[other]", 1),
-        ] {
-            assert_eq!(parse_credentials(text), Err(line), "{text}");
-        }
-    }
 
     fn open(location: &str, options: &ObjectOptions) -> Result<ObjectStorage, RepositoryError> {
         let location = ObjectLocation::parse(location).unwrap().unwrap();

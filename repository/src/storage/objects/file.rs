@@ -7,9 +7,9 @@ use futures::StreamExt;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectMeta};
 
-use super::ObjectStorage;
 use super::blocks::{BLOCK_BYTES, Run, Wanted};
 use super::failure::ObjectFailure;
+use super::{ObjectStorage, tag_of};
 
 /// An object as it was when it was opened: what is read is of that one, or an error.
 #[derive(Debug)]
@@ -63,6 +63,15 @@ impl ObjectFile {
         match &object.e_tag {
             Some(e_tag) => format!("{} {e_tag}", object.size_bytes),
             None => format!("{} {}", object.size_bytes, object.modified_at_s),
+        }
+    }
+
+    /// Whether it is the one that a list had, as far as the list tells.
+    pub(crate) fn is_the_one(&self, tag: Option<u64>, modified_at_s: i64) -> bool {
+        let object = &self.object;
+        match (tag, &object.e_tag) {
+            (Some(tag), Some(e_tag)) => tag == tag_of(e_tag),
+            (None, _) | (_, None) => modified_at_s == object.modified_at_s,
         }
     }
 

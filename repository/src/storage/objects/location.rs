@@ -89,6 +89,12 @@ impl ObjectLocation {
         }))
     }
 
+    /// The last part of its name.
+    pub(crate) fn name(&self) -> &str {
+        let last = self.prefix.rsplit('/').next();
+        last.filter(|name| !name.is_empty()).unwrap_or(&self.bucket)
+    }
+
     /// The key of what lies at a path in the repository; none for a path that leads elsewhere or cannot be a key.
     pub(super) fn key(&self, path: &str) -> Option<String> {
         let key = match self.prefix.as_str() {
