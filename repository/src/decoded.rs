@@ -3,24 +3,33 @@
 //!
 //! Whoever needs bytes that are not decoded yet decodes up to them; there is no thread of its own, and nobody waits for
 //! bytes behind his own. Decoded bytes lie in files without a name, so that nothing is left behind however the process ends.
+//! Who reads a file forwards is served from memory, while it is decoded ([`pass::Pass`]).
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::RepositoryError;
 use crate::beneath::read_full_at;
 use crate::bounded_cache::BoundedCache;
 
+mod pass;
+mod passes;
+mod pieces;
 mod shared;
+mod space;
 mod spill;
+mod window;
 
 pub(crate) use shared::{Identity, SharedBackups};
 pub(crate) use spill::{Spill, SpillPlace};
+
+use passes::Passes;
+use space::{Space, SpaceLeft};
 
 /// Where decoded bytes may lie, and how many.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +38,7 @@ pub struct DecodedLimits {
     pub directory: PathBuf,
     /// Most bytes there.
     pub disk_bytes_max: u64,
-    /// Most bytes in memory: small files, decoded pieces, maps.
+    /// Most bytes in memory: small files, decoded pieces, maps, and what is read forwards.
     pub memory_bytes_max: usize,
 }
 
@@ -51,6 +60,7 @@ pub struct DecodedStore {
     /// Where decoding can begin in files that had to make room, counted by what is kept on disk for it.
     indexes: BoundedCache,
     entries: Mutex<Entries>,
+    passes: Passes,
     space: Arc<SpaceLeft>,
     next_owner: AtomicU64,
     decoded_bytes: AtomicU64,
@@ -65,6 +75,18 @@ pub(crate) trait ByteSource: Send {
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, RepositoryError>;
 }
 
+/// What a file in decoding is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Decoded {
+    /// To be kept on disk.
+    Kept,
+    /// To be read forwards, once.
+    Passing,
+}
+
+/// Begins a file.
+pub(crate) type Open<'a> = &'a dyn Fn(Decoded) -> Result<Box<dyn ByteSource>, RepositoryError>;
+
 /// Names a decoded file and says where in it to read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DecodedRead<'a> {
@@ -78,6 +100,12 @@ pub(crate) struct DecodedRead<'a> {
     pub(crate) size_bytes: u64,
     /// Where to read.
     pub(crate) offset: u64,
+}
+
+impl DecodedRead<'_> {
+    fn key(&self) -> (u64, u32) {
+        (self.owner, self.file)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -111,12 +139,12 @@ impl std::fmt::Debug for Entry {
     }
 }
 
-/// Bytes decoded at a time.
-const STEP_BYTES: usize = 1 << 18;
 /// Most files at a time, each with an open descriptor and perhaps a decoder's window.
 const ENTRY_COUNT_MAX: usize = 256;
 /// Which part of the bytes on disk indexes may take.
 const INDEXES_PART: u64 = 4;
+/// Which part of the bytes in memory what is read forwards may take.
+const PASSES_PART: usize = 4;
 /// How long to wait for space that others are using.
 const SPACE_WAIT: Duration = Duration::from_secs(30);
 /// How often a read begins anew whose file failed in somebody else's hands.
@@ -125,16 +153,15 @@ const TRIES_MAX: usize = 8;
 impl DecodedStore {
     /// A place; nothing is made before it is needed.
     pub fn new(limits: DecodedLimits) -> Self {
+        let of_passes = limits.memory_bytes_max / PASSES_PART;
         Self {
-            memory: BoundedCache::new(limits.memory_bytes_max),
+            memory: BoundedCache::new(limits.memory_bytes_max - of_passes),
+            passes: Passes::new(of_passes),
             indexes: BoundedCache::new(
                 usize::try_from(limits.disk_bytes_max / INDEXES_PART).unwrap_or(usize::MAX),
             ),
             entries: Mutex::default(),
-            space: Arc::new(SpaceLeft {
-                bytes: Mutex::new(limits.disk_bytes_max),
-                freed: Condvar::new(),
-            }),
+            space: Arc::new(SpaceLeft::new(limits.disk_bytes_max)),
             next_owner: AtomicU64::new(0),
             decoded_bytes: AtomicU64::new(0),
             has_evicted: AtomicBool::new(false),
@@ -163,11 +190,16 @@ impl DecodedStore {
         self.has_evicted.load(Ordering::Relaxed)
     }
 
-    /// Whether so many bytes are decoded and need not be decoded for a read.
+    /// Whether so many bytes are decoded, or their file is being decoded there, and they need not be decoded for this read alone.
     pub(crate) fn has(&self, read: DecodedRead<'_>, wanted_bytes: usize) -> bool {
+        self.keeps(read, wanted_bytes) || self.passes.find(read).is_some()
+    }
+
+    /// Whether so many bytes are on disk.
+    fn keeps(&self, read: DecodedRead<'_>, wanted_bytes: usize) -> bool {
         let end = read.offset + wanted_bytes as u64;
         let entries = self.lock();
-        let entry = entries.files.get(&(read.owner, read.file));
+        let entry = entries.files.get(&read.key());
         entry.is_some_and(|entry| entry.available_bytes.load(Ordering::Acquire) >= end)
     }
 
@@ -200,6 +232,7 @@ impl DecodedStore {
 
     fn forget_files(&self, owner: u64) {
         self.memory.forget(owner);
+        self.passes.forget(|(of, _)| *of == owner);
         let mut forgotten = Vec::new();
         self.lock().files.retain(|(of, _), entry| {
             let keep = *of != owner;
@@ -212,6 +245,7 @@ impl DecodedStore {
 
     /// Forgets one file that nobody will want again; who is reading it goes on.
     pub(crate) fn forget_file(&self, owner: u64, file: u32) {
+        self.passes.forget(|key| *key == (owner, file));
         let forgotten = self.lock().files.remove(&(owner, file));
         drop(forgotten);
     }
@@ -226,7 +260,7 @@ impl DecodedStore {
         &self,
         read: DecodedRead<'_>,
         buffer: &mut [u8],
-        open: &dyn Fn() -> Result<Box<dyn ByteSource>, RepositoryError>,
+        open: Open<'_>,
     ) -> Result<usize, RepositoryError> {
         let left = read.size_bytes.saturating_sub(read.offset);
         let wanted = usize::try_from(left).map_or(buffer.len(), |left| left.min(buffer.len()));
@@ -243,7 +277,22 @@ impl DecodedStore {
             ));
         }
         let end = read.offset + wanted as u64;
+        self.passes.count_read();
         for _ in 0..TRIES_MAX {
+            if !self.keeps(read, wanted)
+                && let Some(pass) = self.pass(read, open)?
+            {
+                self.passes.count_read_of(&pass);
+                match pass.read(read, buffer) {
+                    Ok(true) => return Ok(wanted),
+                    // Others have taken it on meanwhile.
+                    Ok(false) => {}
+                    Err(error) => {
+                        self.passes.end(read, &pass);
+                        return Err(error);
+                    }
+                }
+            }
             let entry = self.entry(read, open)?;
             let decoded = match entry.available_bytes.load(Ordering::Acquire) >= end {
                 true => Ok(true),
@@ -271,12 +320,23 @@ impl DecodedStore {
         RepositoryError::unreadable(place, doing, error)
     }
 
-    fn entry(
+    /// The pass that a read goes along with.
+    fn pass(
         &self,
         read: DecodedRead<'_>,
-        open: &dyn Fn() -> Result<Box<dyn ByteSource>, RepositoryError>,
-    ) -> Result<Arc<Entry>, RepositoryError> {
-        let key = (read.owner, read.file);
+        open: Open<'_>,
+    ) -> Result<Option<Arc<pass::Pass>>, RepositoryError> {
+        if let Some(pass) = self.passes.find(read) {
+            return Ok(Some(pass));
+        }
+        if self.lock().files.contains_key(&read.key()) {
+            return Ok(None);
+        }
+        self.passes.begin(read, || open(Decoded::Passing))
+    }
+
+    fn entry(&self, read: DecodedRead<'_>, open: Open<'_>) -> Result<Arc<Entry>, RepositoryError> {
+        let key = read.key();
         let mut entries = self.lock();
         entries.clock += 1;
         let used_at = entries.clock;
@@ -285,7 +345,7 @@ impl DecodedStore {
             return Ok(Arc::clone(entry));
         }
         drop(entries);
-        let source = Source::Running(open()?);
+        let source = Source::Running(open(Decoded::Kept)?);
         let content = tempfile::tempfile_in(&self.limits.directory);
         let entry = Arc::new(Entry {
             used_at: AtomicU64::new(used_at),
@@ -310,7 +370,7 @@ impl DecodedStore {
     }
 
     fn remove(&self, read: DecodedRead<'_>, entry: &Arc<Entry>) {
-        let key = (read.owner, read.file);
+        let key = read.key();
         let mut entries = self.lock();
         let same = |held: &Arc<Entry>| Arc::ptr_eq(held, entry);
         if entries.files.get(&key).is_some_and(same) {
@@ -331,19 +391,20 @@ impl DecodedStore {
             return Ok(false);
         };
         let mut available = entry.available_bytes.load(Ordering::Acquire);
-        let mut step = vec![0; if available < end { STEP_BYTES } else { 0 }];
+        let mut piece = self.passes.pieces().take();
         while available < end {
             let Source::Running(source) = &mut decoding.source else {
                 return Ok(false);
             };
-            let read_bytes = match source.read(&mut step) {
+            let step = piece.rest(u64::MAX);
+            let read_bytes = match source.read(step) {
                 Ok(count) => count as u64,
                 Err(error) => {
                     decoding.source = Source::Failed;
                     return Err(error);
                 }
             };
-            if let Err(error) = self.keep(entry, &mut decoding.space, &step, read_bytes) {
+            if let Err(error) = self.keep(entry, &mut decoding.space, step, read_bytes) {
                 decoding.source = Source::Failed;
                 return Err(error);
             }
@@ -405,74 +466,6 @@ impl Entries {
         let oldest = unused.min_by_key(|(_, entry)| entry.used_at.load(Ordering::Relaxed));
         let key = *oldest?.0;
         self.files.remove(&key)
-    }
-}
-
-/// What is left of the bytes on disk.
-#[derive(Debug)]
-struct SpaceLeft {
-    bytes: Mutex<u64>,
-    freed: Condvar,
-}
-
-/// What one file has taken of them; given back when it goes.
-#[derive(Debug)]
-struct Space {
-    left: Arc<SpaceLeft>,
-    taken_bytes: u64,
-}
-
-impl Space {
-    fn new(left: &Arc<SpaceLeft>) -> Self {
-        Self {
-            left: Arc::clone(left),
-            taken_bytes: 0,
-        }
-    }
-
-    fn take(&mut self, bytes: u64) -> bool {
-        let mut left = self
-            .left
-            .bytes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        match left.checked_sub(bytes) {
-            Some(rest) => {
-                *left = rest;
-                self.taken_bytes += bytes;
-                true
-            }
-            None => false,
-        }
-    }
-
-    /// Waits for somebody to give bytes back; false when it is too late.
-    fn wait(&self, deadline: Instant) -> bool {
-        let left = self
-            .left
-            .bytes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let Some(rest) = deadline.checked_duration_since(Instant::now()) else {
-            return false;
-        };
-        // Short, because an entry also becomes free when its reader ends, which is not told.
-        let rest = rest.min(Duration::from_millis(50));
-        drop(self.left.freed.wait_timeout(left, rest));
-        true
-    }
-}
-
-impl Drop for Space {
-    fn drop(&mut self) {
-        let mut left = self
-            .left
-            .bytes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *left += self.taken_bytes;
-        drop(left);
-        self.left.freed.notify_all();
     }
 }
 

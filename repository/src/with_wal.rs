@@ -186,7 +186,7 @@ impl BackupWithWal {
             size_bytes,
             offset,
         };
-        self.store.read_at(read, buffer, &|| {
+        self.store.read_at(read, buffer, &|_| {
             let whole = WholeFile {
                 path: shown.clone(),
                 place: segment.path.clone(),

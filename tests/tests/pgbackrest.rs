@@ -385,6 +385,43 @@ fn a_file_that_had_to_make_room_is_read_again_from_its_middle() {
 }
 
 #[test]
+fn a_file_of_bzip2_that_was_read_forwards_is_read_at_random_without_being_decoded_whole_again() {
+    let kind = RepositoryKind {
+        layout: Layout::Plain,
+        is_encrypted: false,
+    };
+    let stage = Stage::new(&Tool::of("trixie").unwrap(), &postgresql(15), &[kind]).unwrap();
+    fill(&stage);
+    let label = stage
+        .backup(1, &["--type=full", "--compress-type=bz2"])
+        .unwrap();
+    let store = Arc::new(DecodedStore::new(DecodedLimits::default()));
+    let options = OpenOptions {
+        decoded: Some(Arc::clone(&store)),
+        ..OpenOptions::default()
+    };
+    let repository = open_repository_with(&stage, 1, false, options);
+    let backup = repository.open(BackupChoice::Label(&label)).unwrap();
+    let entries = backup.tree().entries();
+    let largest = entries.filter_map(|entry| match entry.kind {
+        EntryKind::File { file, size_bytes } if !entry.path.starts_with("pg_wal/") => {
+            Some((size_bytes, file, entry.path.to_owned()))
+        }
+        _ => None,
+    });
+    let (size_bytes, file, path) = largest.max_by_key(|(size_bytes, ..)| *size_bytes).unwrap();
+    assert!(size_bytes > 8 << 20, "{path} has {size_bytes} bytes");
+    let content = read_in_pieces(&*backup, &path, 100_003);
+    assert_eq!(store.decoded_bytes(), 0, "so far forwards");
+    let mut page = [0; 8192];
+    let middle = content.len() / 2;
+    backup.read_at(file, middle as u64, &mut page).unwrap();
+    assert!(page[..] == content[middle..middle + page.len()]);
+    let decoded = store.decoded_bytes();
+    assert!((1..size_bytes).contains(&decoded), "{decoded}");
+}
+
+#[test]
 fn repositories_of_an_older_pgbackrest_are_read_and_its_beta_of_blocks_is_refused_by_name() {
     let kind = |layout, is_encrypted| RepositoryKind {
         layout,

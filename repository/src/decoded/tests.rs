@@ -57,7 +57,7 @@ impl Stage {
             size_bytes: SIZE,
             offset,
         };
-        let count = self.store.read_at(read, &mut buffer, &|| {
+        let count = self.store.read_at(read, &mut buffer, &|_| {
             self.opened.fetch_add(1, Ordering::Relaxed);
             Ok(Box::new(Pattern {
                 at: 0,
@@ -77,7 +77,7 @@ impl Stage {
     }
 
     fn left(&self) -> u64 {
-        *self.store.space.bytes.lock().unwrap()
+        self.store.space.bytes()
     }
 }
 
@@ -86,7 +86,7 @@ fn a_file_is_decoded_once_and_only_as_far_as_it_is_read() {
     let stage = stage(1 << 30);
     assert_eq!(stage.read(1, 10, 100).unwrap().len(), 100);
     let after_first = (1 << 30) - stage.left();
-    assert!((110..=STEP_BYTES as u64).contains(&after_first));
+    assert!((110..=pieces::PIECE_BYTES as u64).contains(&after_first));
     assert_eq!(stage.read(1, SIZE - 5, 100).unwrap().len(), 5);
     assert_eq!(stage.read(1, SIZE, 100).unwrap().len(), 0);
     assert_eq!(stage.read(1, 500_000, 8192).unwrap().len(), 8192);

@@ -22,6 +22,9 @@ pub(crate) enum Compression {
 /// Most memory for the dictionary of one stream, in KiB: 64 MiB is that of the highest level.
 const XZ_MEMORY_KIB_MAX: u32 = 80 << 10;
 
+/// Stored bytes read at a time.
+const STORED_BYTES: usize = 1 << 18;
+
 /// Those of pgBackRest.
 const ALL: [Compression; 5] = [
     Compression::None,
@@ -82,13 +85,16 @@ impl Compression {
         framing: Framing,
         source: Box<dyn Read + Send>,
     ) -> std::io::Result<Box<dyn Read + Send>> {
+        let large = |source| BufReader::with_capacity(STORED_BYTES, source);
         Ok(match (self, framing) {
             (Self::None, _) => source,
-            (Self::Gz, Framing::Standard) => Box::new(flate2::read::MultiGzDecoder::new(source)),
-            (Self::Gz, Framing::Raw) => Box::new(flate2::read::ZlibDecoder::new(source)),
-            (Self::Lz4, _) => Box::new(lz4_flex::frame::FrameDecoder::new(BufReader::new(source))),
-            (Self::Zst, _) => Box::new(zstd::stream::read::Decoder::new(source)?),
-            (Self::Bz2, _) => Box::new(bzip2::read::MultiBzDecoder::new(source)),
+            (Self::Gz, Framing::Standard) => {
+                Box::new(flate2::bufread::MultiGzDecoder::new(large(source)))
+            }
+            (Self::Gz, Framing::Raw) => Box::new(flate2::bufread::ZlibDecoder::new(large(source))),
+            (Self::Lz4, _) => Box::new(lz4_flex::frame::FrameDecoder::new(large(source))),
+            (Self::Zst, _) => Box::new(zstd::stream::read::Decoder::with_buffer(large(source))?),
+            (Self::Bz2, _) => Box::new(bzip2::bufread::MultiBzDecoder::new(large(source))),
             (Self::Xz, _) => {
                 let source = BufReader::new(source);
                 Box::new(XzReader::new_mem_limit(source, true, XZ_MEMORY_KIB_MAX))

@@ -15,7 +15,7 @@ use super::stanza::Stanza;
 use super::stored::{Decoding, StoredRange};
 use super::whole_file::{WholeFile, WholeFileReader};
 use crate::bounded_cache::{BoundedCache, CacheKey};
-use crate::decoded::{DecodedRead, DecodedStore};
+use crate::decoded::{Decoded, DecodedRead, DecodedStore};
 use crate::handles::Handles;
 use crate::seekable::{FirstPass, Stored, Stream};
 use crate::storage::{StorageFile, is_of_storage};
@@ -360,7 +360,7 @@ impl Content {
         if whole.size_bytes <= WHOLE_BYTES_MAX {
             let key = self.cache_key(whole.file, [0; 3]);
             let content = self.memory().get(key, || {
-                let content = self.reader(whole)?.read_all()?;
+                let content = self.reader(whole, Decoded::Kept)?.read_all()?;
                 let bytes = content.capacity();
                 Ok((content, bytes))
             })?;
@@ -394,10 +394,9 @@ impl Content {
             let count = seekable.read_at(&stored, whole.path, offset, buffer)?;
             return Ok((count, Checked::Piece));
         }
-        let count = self
-            .parts
-            .store
-            .read_at(read, buffer, &|| Ok(Box::new(self.reader(whole)?)))?;
+        let count = self.parts.store.read_at(read, buffer, &|purpose| {
+            Ok(Box::new(self.reader(whole, purpose)?))
+        })?;
         let checked = match offset + count as u64 == whole.size_bytes {
             true => Checked::Whole,
             false => Checked::Piece,
@@ -473,7 +472,11 @@ impl Content {
         Ok(Decrypted { encryption, extent })
     }
 
-    fn reader(&self, whole: &Whole<'_>) -> Result<WholeFileReader, RepositoryError> {
+    fn reader(
+        &self,
+        whole: &Whole<'_>,
+        purpose: Decoded,
+    ) -> Result<WholeFileReader, RepositoryError> {
         let (handle, place) = self.open_whole(whole)?;
         let file = WholeFile {
             path: whole.path.to_owned(),
@@ -484,7 +487,7 @@ impl Content {
             size_bytes: whole.size_bytes,
             sha1: whole.sha1,
         };
-        let Some(codec) = self.codec_of_index(whole) else {
+        let Some(codec) = self.codec_of_index(whole, purpose) else {
             let range = StoredRange::new(handle, whole.offset, whole.stored_bytes);
             return WholeFileReader::new(file, range, whole.decoding);
         };
@@ -503,22 +506,25 @@ impl Content {
         Ok(WholeFileReader::kept(file, pass, keep))
     }
 
-    /// The codec of a file of which an index is worth while: to make one slows decoding down, and nobody needs it as long as
+    /// The codec of a file of which an index is worth while: where to make one slows decoding down, nobody needs it as long as
     /// decoded files can stay.
-    fn codec_of_index(&self, whole: &Whole<'_>) -> Option<Codec> {
+    fn codec_of_index(&self, whole: &Whole<'_>, purpose: Decoded) -> Option<Codec> {
         let store = &self.parts.store;
-        if whole.size_bytes > store.disk_bytes_max() / 2 {
-            // Indexes must not take the room that it needs.
-            store.indexes().clear();
-            return None;
+        let compression = whole.decoding.compression;
+        let codec = compression.seekable_codec(whole.decoding.framing);
+        let codec = codec.filter(|_| whole.size_bytes >= INDEXED_BYTES_MIN);
+        match purpose {
+            Decoded::Passing if codec.is_some_and(Codec::has_cheap_places) => return codec,
+            Decoded::Passing => {}
+            Decoded::Kept if whole.size_bytes > store.disk_bytes_max() / 2 => {
+                // Indexes must not take the room that it needs.
+                store.indexes().clear();
+                return None;
+            }
+            Decoded::Kept => {}
         }
         let is_short = self.parts.tree.size_bytes() > store.disk_bytes_max() || store.has_evicted();
-        let is_worth_it = is_short && whole.size_bytes >= INDEXED_BYTES_MIN;
-        let codec = whole
-            .decoding
-            .compression
-            .seekable_codec(whole.decoding.framing);
-        codec.filter(|_| is_worth_it)
+        codec.filter(|_| is_short)
     }
 
     /// Opens what holds a file, and compares its length with what the manifest has.

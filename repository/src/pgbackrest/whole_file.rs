@@ -161,3 +161,128 @@ impl Drop for WholeFileReader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::Arc;
+
+    use super::super::Framing;
+    use super::super::compression::Compression;
+    use super::*;
+    use crate::decoded::{DecodedLimits, DecodedRead, DecodedStore};
+    use crate::storage::StorageFile;
+
+    const COMPRESSIONS: [Compression; 4] = [
+        Compression::Gz,
+        Compression::Lz4,
+        Compression::Zst,
+        Compression::Bz2,
+    ];
+
+    fn content() -> Vec<u8> {
+        let numbers = (0..400_000_u32).map(|number| number.wrapping_mul(2_654_435_761) >> 12);
+        numbers.flat_map(u32::to_le_bytes).collect()
+    }
+
+    fn stored(compression: Compression, content: &[u8]) -> Vec<u8> {
+        match compression {
+            Compression::Gz => {
+                let level = flate2::Compression::fast();
+                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);
+                encoder.write_all(content).unwrap();
+                encoder.finish().unwrap()
+            }
+            Compression::Lz4 => {
+                let info = lz4_flex::frame::FrameInfo::new().content_checksum(true);
+                let mut encoder = lz4_flex::frame::FrameEncoder::with_frame_info(info, Vec::new());
+                encoder.write_all(content).unwrap();
+                encoder.finish().unwrap()
+            }
+            Compression::Zst => zstd::encode_all(content, 3).unwrap(),
+            Compression::Bz2 => {
+                let level = bzip2::Compression::fast();
+                let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), level);
+                encoder.write_all(content).unwrap();
+                encoder.finish().unwrap()
+            }
+            Compression::None | Compression::Xz => content.to_vec(),
+        }
+    }
+
+    /// Reads a file forwards to its end.
+    fn scan(
+        compression: Compression,
+        stored: &[u8],
+        (size_bytes, sha1): (u64, [u8; 20]),
+    ) -> Result<Vec<u8>, RepositoryError> {
+        let directory = tempfile::tempdir().unwrap();
+        let store = DecodedStore::new(DecodedLimits {
+            directory: directory.path().to_owned(),
+            ..DecodedLimits::default()
+        });
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(stored).unwrap();
+        let file = Arc::new(StorageFile::Local(file));
+        let mut content = Vec::new();
+        let mut buffer = vec![0; 200_000];
+        loop {
+            let read = DecodedRead {
+                owner: 1,
+                file: 1,
+                path: "f",
+                size_bytes,
+                offset: content.len() as u64,
+            };
+            let count = store.read_at(read, &mut buffer, &|_| {
+                let whole = WholeFile {
+                    path: "f".to_owned(),
+                    place: "place".to_owned(),
+                    size_bytes,
+                    sha1: Some(sha1),
+                };
+                let range = StoredRange::new(Arc::clone(&file), 0, stored.len() as u64);
+                let decoding = Decoding {
+                    compression,
+                    framing: Framing::Standard,
+                    passphrase: None,
+                };
+                Ok(Box::new(WholeFileReader::new(whole, range, decoding)?))
+            })?;
+            if count == 0 {
+                return Ok(content);
+            }
+            content.extend_from_slice(&buffer[..count]);
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_read_forwards_is_what_its_checksum_says_or_an_error() {
+        let content = content();
+        let sha1: [u8; 20] = Sha1::digest(&content).into();
+        let told = (content.len() as u64, sha1);
+        for compression in COMPRESSIONS {
+            let stored = stored(compression, &content);
+            assert!(scan(compression, &stored, told).unwrap() == content);
+            let other = scan(compression, &stored, (told.0, [7; 20])).unwrap_err();
+            assert!(
+                other.is_permanent() && other.to_string().contains("checksum"),
+                "{other}"
+            );
+            for (size_bytes, words) in [(told.0 - 1, "longer"), (told.0 + 1, "ends at byte")] {
+                let error = scan(compression, &stored, (size_bytes, sha1)).unwrap_err();
+                assert!(error.to_string().contains(words), "{error}");
+            }
+            for at in (0..stored.len()).step_by(stored.len() / 30) {
+                let cut = scan(compression, &stored[..at], told).unwrap_err();
+                assert!(cut.is_permanent(), "{compression:?} {at}: {cut}");
+                let mut damaged = stored.clone();
+                damaged[at] ^= 16;
+                match scan(compression, &damaged, told) {
+                    Ok(found) => assert!(found == content, "{compression:?} {at}"),
+                    Err(error) => assert!(error.is_permanent(), "{error}"),
+                }
+            }
+        }
+    }
+}

@@ -96,6 +96,15 @@ impl Codec {
         }
     }
 
+    /// Whether to find the places, and to keep what is looked back on there, costs little beside decoding. With gzip, whose decoder must
+    /// be another then, and with lz4 it costs half as much again.
+    pub(crate) fn has_cheap_places(self) -> bool {
+        match self {
+            Self::Bzip2 => true,
+            Self::Gzip | Self::Lz4 | Self::Zstd => false,
+        }
+    }
+
     /// A decoder that begins there, given the bytes before.
     pub(super) fn decoder(
         self,

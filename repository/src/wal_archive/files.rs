@@ -188,7 +188,7 @@ impl Reading {
             size_bytes: file.size_bytes,
             offset,
         };
-        self.store.read_at(read, buffer, &|| {
+        self.store.read_at(read, buffer, &|_| {
             let whole = WholeFile {
                 path: file.path.to_owned(),
                 place: stored.path.clone(),
