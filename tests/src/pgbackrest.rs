@@ -3,6 +3,7 @@
 
 mod legacy;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -359,12 +360,10 @@ impl Stage {
 }
 
 /// Name, size and times of everything in a directory, to see that nothing changed.
-pub fn state_of(directory: &Path) -> Result<String> {
+pub fn state_of(directory: &Path) -> Result<BTreeSet<String>> {
     let found = run(Command::new("find")
         .arg(directory)
         .args(["-printf", "%p %y %s %m %T@ %C@ %i\n"]))?;
     let text = String::from_utf8(found.stdout)?;
-    let mut lines: Vec<&str> = text.lines().collect();
-    lines.sort_unstable();
-    Ok(lines.join("\n"))
+    Ok(text.lines().map(str::to_owned).collect())
 }
