@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use repository::Backup;
 use tempfile::TempDir;
 
-use crate::postgres::{Installation, TestPostgres, as_postgres, give_to_postgres, run};
+use crate::postgres::{Installation, TestPostgres, as_postgres, give_to_postgres, run, wait_until};
 use crate::same_backups::files;
 
 pub use legacy::rewrite_as_2_36;
@@ -205,6 +205,16 @@ impl Stage {
         }
         self.cluster.stop("fast")?;
         self.cluster.start()
+    }
+
+    /// Waits until all that the cluster has to archive now is in the repositories.
+    pub fn archiving_is_done(&self) -> Result<()> {
+        let status = self.cluster.data_directory().join("pg_wal/archive_status");
+        wait_until("everything is archived", || {
+            let names = std::fs::read_dir(&status).into_iter().flatten().flatten();
+            let mut names = names.map(|entry| entry.file_name());
+            !names.any(|name| name.to_string_lossy().ends_with(".ready"))
+        })
     }
 
     /// Has the cluster go on on a timeline of its own, as after a failover.

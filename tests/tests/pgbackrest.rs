@@ -285,6 +285,7 @@ fn compare_set(
         assert_eq!(slow.is_some(), is_slow, "{slow:?}");
         taken.push(label);
     }
+    stage.archiving_is_done().unwrap();
     let before = state_of(&stage.repository(number)).unwrap();
     for label in &taken {
         let backup = open(stage, number, kind.is_encrypted, label);
