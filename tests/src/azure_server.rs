@@ -137,13 +137,18 @@ impl AzureServer {
     /// Writes a file with a connection string, which says everything.
     pub fn write_connection_string(&self) -> Result<PathBuf> {
         let path = self.directory.path().join("connection string");
-        let text = format!(
-            "AZURE_STORAGE_CONNECTION_STRING = DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY};\
-             BlobEndpoint=http://127.0.0.1:{}/{ACCOUNT};\n",
+        let (name, value) = self.connection_string();
+        std::fs::write(&path, format!("{name} = {value}\n"))?;
+        Ok(path)
+    }
+
+    /// The same as a variable of a client's environment.
+    pub fn connection_string(&self) -> (String, String) {
+        let value = format!(
+            "DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY};BlobEndpoint=http://127.0.0.1:{}/{ACCOUNT};",
             self.port
         );
-        std::fs::write(&path, text)?;
-        Ok(path)
+        ("AZURE_STORAGE_CONNECTION_STRING".to_owned(), value)
     }
 
     /// A front that speaks TLS.

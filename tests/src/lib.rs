@@ -8,6 +8,7 @@ pub mod bench;
 pub mod broker;
 pub mod gate;
 pub mod generated;
+pub mod google_front;
 pub mod history;
 pub mod ledger;
 pub mod leftovers;

@@ -152,6 +152,11 @@ impl S3Server {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    /// The port where it answers.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// What the environment of a client says.
     pub fn variables(&self) -> [(&'static str, &'static str); 3] {
         [

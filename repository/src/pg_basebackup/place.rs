@@ -60,7 +60,14 @@ impl Place {
         let signs = match repository.present(&path, &looked_for) {
             Ok(signs) => signs,
             Err(error) if is_answer(&error) => Vec::new(),
-            Err(error) => return Err(RepositoryError::unreadable(path, "look into", error)),
+            Err(error) => {
+                // The repository may itself be the backup.
+                let shown = match path.as_str() {
+                    "" => repository.shown(),
+                    path => path,
+                };
+                return Err(RepositoryError::unreadable(shown, "look into", error));
+            }
         };
         Ok(Self {
             repository: Arc::clone(repository),

@@ -334,7 +334,17 @@ fn google(
         builder = builder.with_config(GoogleConfigKey::BaseUrl, endpoint);
     }
     let store = builder.build();
-    let store = store.map_err(|error| unusable(location, options, &error))?;
+    let store = store.map_err(|error| match &options.credentials_file {
+        // What is wrong with a key is told in words that do not say so.
+        Some(path) => {
+            let (path, cause) = (path.display(), cause_of(&error));
+            let reason = format!("the service account in {path} cannot be used ({cause})");
+            let remedy =
+                "put the JSON there that Google gives out for a key of the account, unchanged";
+            options.refused(location, reason, remedy)
+        }
+        None => unusable(location, options, &error),
+    })?;
     Ok(Arc::new(store))
 }
 
