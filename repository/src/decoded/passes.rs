@@ -87,14 +87,20 @@ impl Passes {
             count_max: self.count_max,
             reads: self.reads.load(Ordering::Relaxed),
         };
-        if read.offset > REACH_BYTES || !self.lock().has(room, read.key()) {
+        let state = self.lock();
+        if let Some(others) = state.running(read.key()) {
+            // Another has begun it since this read looked for one: his is as good, as far as it reaches.
+            drop(state);
+            return Ok(others.reaches(read.offset).then_some(others));
+        }
+        if read.offset > REACH_BYTES || !state.has(room, read.key()) {
             return Ok(None);
         }
+        drop(state);
         let pass = Arc::new(Pass::new(open()?, &self.pieces));
         let mut state = self.lock();
-        if let Some(others) = state.passes.get(&read.key()).filter(|pass| !pass.is_over()) {
-            // Another has begun it meanwhile: his is as good.
-            return Ok(Some(Arc::clone(others)));
+        if let Some(others) = state.running(read.key()) {
+            return Ok(Some(others));
         }
         let Some(replaced) = state.make(room, read.key()) else {
             return Ok(None);
@@ -140,6 +146,12 @@ struct Room {
 }
 
 impl State {
+    /// The pass of a file that is under way.
+    fn running(&self, key: Key) -> Option<Arc<Pass>> {
+        let own = self.passes.get(&key);
+        own.filter(|pass| !pass.is_over()).map(Arc::clone)
+    }
+
     /// Whether a pass of this file may begin: it was not begun too often, none is under way, and there is room.
     fn has(&self, room: Room, key: Key) -> bool {
         let begun = self.begun.get(&key).copied().unwrap_or(0);

@@ -17,6 +17,8 @@ fn byte(at: u64) -> u8 {
 /// A file in decoding, which fails at a place.
 struct Pattern {
     at: u64,
+    /// Bytes that were decoded of all files.
+    decoded: Arc<AtomicU64>,
     fails_at: u64,
     /// Most bytes that it gives at a time.
     step: usize,
@@ -33,6 +35,7 @@ impl ByteSource for Pattern {
             *place = byte(at);
         }
         self.at += count as u64;
+        self.decoded.fetch_add(count as u64, Ordering::Relaxed);
         Ok(count)
     }
 }
@@ -43,6 +46,7 @@ struct Stage {
     passing: AtomicUsize,
     kept: AtomicUsize,
     fails_at: AtomicU64,
+    decoded: Arc<AtomicU64>,
 }
 
 /// With memory for so many passes.
@@ -59,6 +63,7 @@ fn stage(pass_count: usize) -> Stage {
         passing: AtomicUsize::new(0),
         kept: AtomicUsize::new(0),
         fails_at: AtomicU64::new(u64::MAX),
+        decoded: Arc::default(),
     }
 }
 
@@ -80,6 +85,7 @@ impl Stage {
             .fetch_add(1, Ordering::Relaxed);
             Ok(Box::new(Pattern {
                 at: 0,
+                decoded: Arc::clone(&self.decoded),
                 fails_at: self.fails_at.load(Ordering::Relaxed),
                 step: 100_000,
             }))
@@ -149,7 +155,40 @@ fn readers_that_take_turns_a_little_out_of_order_share_one_pass() {
             });
         }
     });
-    assert_eq!((stage.begun(), stage.written()), ((1, 0), 0));
+    // Those that begin it at the same moment may each open it; one of them decodes it.
+    let decoded = stage.decoded.load(Ordering::Relaxed);
+    assert_eq!((decoded, stage.begun().1, stage.written()), (SIZE, 0, 0));
+}
+
+#[test]
+fn a_read_that_finds_a_pass_begun_since_it_looked_goes_along_as_far_as_the_pass_reaches() {
+    let stage = stage(1);
+    let begin = |offset| {
+        let read = DecodedRead {
+            owner: 1,
+            file: 1,
+            path: "f",
+            size_bytes: SIZE,
+            offset,
+        };
+        let source = Pattern {
+            at: 0,
+            decoded: Arc::default(),
+            fails_at: u64::MAX,
+            step: 100_000,
+        };
+        let begun = stage.store.passes.begin(read, || Ok(Box::new(source)));
+        begun.unwrap()
+    };
+    let first = begin(0).unwrap();
+    for (offset, goes_along) in [(0, true), (1 << 17, true), (REACH_BYTES + 1, false)] {
+        let found = begin(offset);
+        assert_eq!(
+            found.is_some_and(|found| Arc::ptr_eq(&found, &first)),
+            goes_along,
+            "{offset}"
+        );
+    }
 }
 
 #[test]
