@@ -253,6 +253,9 @@ pub struct RecoveryState {
     pub is_final: bool,
     /// Why the running [`Step::Thaw`] goes back.
     pub going_back: Option<(Step, Problem)>,
+    /// Why the last switchover went back; nothing once another has begun.
+    #[serde(default)]
+    pub went_back: Option<Problem>,
     /// What came of the switchover.
     pub switched_over: Option<SwitchedOver>,
 }

@@ -9,13 +9,16 @@ use std::collections::BTreeMap;
 use common::ids::SessionId;
 use common::messages::{
     Envelope, Event, EventBody, Mounted, Published, ReadyForSwitchover, SessionDetail, SessionKind,
-    SessionStatus, Step, StepProgress, StepTiming, SwitchedOver, SwitchoverMode, Waiting, Warning,
+    SessionLogLine, SessionStatus, Step, StepProgress, StepTiming, SwitchedOver, SwitchoverMode,
+    Waiting, Warning,
 };
 use common::problem::Problem;
 use jiff::Timestamp;
 
 /// Most events that are held back while an earlier one is missing; more are dropped and asked for again.
 const HELD_MAX: usize = 1_000;
+/// The type of [`EventBody::SwitchoverFailed`], as a session's log has it.
+const SWITCHOVER_FAILED: &str = "io.pginstant.session.switchover_failed.v1";
 
 /// How a step of the present attempt stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,8 +43,8 @@ pub(crate) struct SessionView {
     pub(crate) mounted: Option<Mounted>,
     pub(crate) ready: Option<ReadyForSwitchover>,
     pub(crate) switched_over: Option<SwitchedOver>,
-    /// Why the last switchover went back.
-    pub(crate) went_back: Option<Problem>,
+    /// Why the last switchover went back, and the number of the event that told it.
+    went_back: Option<(u64, Problem)>,
     pub(crate) waiting: Option<Waiting>,
     /// Why it waits or failed.
     pub(crate) problem: Option<Problem>,
@@ -186,6 +189,7 @@ impl SessionView {
                     steps: detail.steps.clone(),
                 });
             self.switched_over = recovery.switched_over;
+            self.went_back = went_back_at(&detail.log).zip(recovery.went_back);
         }
         self.problem = summary.problem;
         self.waiting = detail.waiting;
@@ -221,7 +225,8 @@ impl SessionView {
             (Goal::SwitchedOver, ReadyForSwitchover) => self
                 .went_back
                 .clone()
-                .map(|problem| End::Failed(Some(problem))),
+                .filter(|(sequence, _)| *sequence > base)
+                .map(|(_, problem)| End::Failed(Some(problem))),
             (Goal::Ready | Goal::SwitchedOver, Completed | Cancelled) => {
                 Some(End::EndedOtherwise(status))
             }
@@ -313,7 +318,7 @@ impl SessionView {
             EventBody::SwitchingOver(_) => self.went_back = None,
             EventBody::SwitchoverFailed(failed) => {
                 self.fail(Some(failed.step));
-                self.went_back = Some(failed.problem);
+                self.went_back = Some((self.last_sequence, failed.problem));
             }
             EventBody::SwitchedOver(switched_over) => {
                 self.steps = switched_over.steps.iter().map(done).collect();
@@ -369,6 +374,14 @@ impl SessionView {
             self.set(step, StepState::Failed);
         }
     }
+}
+
+/// Number of the latest event that told of a switchover going back.
+fn went_back_at(log: &[SessionLogLine]) -> Option<u64> {
+    let told = log.iter().rev();
+    told.map(|line| (line.sequence, line.event_type.as_str()))
+        .find(|(_, event_type)| *event_type == SWITCHOVER_FAILED)
+        .map(|(sequence, _)| sequence)
 }
 
 fn done(timing: &StepTiming) -> (Step, StepState) {

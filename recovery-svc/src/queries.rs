@@ -198,6 +198,7 @@ fn recovery(stored: &Stored) -> Option<RecoveryDetail> {
         switchover: recovery.switchover,
         lag: recovery.lag,
         switched_over: recovery.switched_over.clone(),
+        went_back: recovery.went_back.clone(),
     })
 }
 

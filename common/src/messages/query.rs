@@ -253,6 +253,9 @@ pub struct RecoveryDetail {
     /// What came of the switchover.
     #[serde(default)]
     pub switched_over: Option<SwitchedOver>,
+    /// Why the last switchover went back; absent once another has begun.
+    #[serde(default)]
+    pub went_back: Option<Problem>,
 }
 
 /// One line of a session's log.

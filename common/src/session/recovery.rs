@@ -55,6 +55,7 @@ pub(super) fn step_failed(
             problem: problem.clone(),
         };
         emit(effects, Severity::Critical, failed);
+        state.recovery.went_back = Some(problem.clone());
         state.recovery.going_back = Some((step, problem));
         begin_step(state, effects, Step::Thaw);
         return;
@@ -214,6 +215,7 @@ pub(super) fn begin_if_due(state: &mut SessionState, effects: &mut Vec<Effect>) 
 }
 
 fn begin_switchover(state: &mut SessionState, effects: &mut Vec<Effect>, begins: SwitchingOver) {
+    state.recovery.went_back = None;
     emit(effects, Severity::Info, begins);
     begin_step(state, effects, Step::Checkpoint);
 }

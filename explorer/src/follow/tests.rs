@@ -1,8 +1,9 @@
 //! Folding: duplicates, disorder, gaps, and how a session comes out.
 
 use common::messages::{
-    Accepted, EventHead, Lag, RetriesExhausted, Retrying, SessionLogLine, SessionSummary, Severity,
-    StepFinished, StepStarted, SwitchingOver, SwitchoverFailed, WarningCleared, WarningCode,
+    Accepted, EventHead, Lag, Payload, RecoveryDetail, RetriesExhausted, Retrying, SessionLogLine,
+    SessionSummary, Severity, StepFinished, StepStarted, SwitchingOver, SwitchoverFailed,
+    WarningCleared, WarningCode,
 };
 use common::problem::ErrorCode;
 use uuid::Uuid;
@@ -335,6 +336,36 @@ fn a_switchover_that_went_back_is_a_failure_once_the_session_is_ready_again() {
     view.apply(event(6, Ready, ready));
     let end = view.end(Goal::SwitchedOver, 0);
     assert_eq!(end, Some(End::Failed(Some(samples::problem()))));
+}
+
+#[test]
+fn a_switchover_that_went_back_unseen_is_a_failure_when_the_sessions_owner_tells_it() {
+    let mut told = detail(SessionStatus::ReadyForSwitchover, 7);
+    let line = told.log[0].clone();
+    let failed = SessionLogLine {
+        sequence: 4,
+        event_type: SWITCHOVER_FAILED.to_owned(),
+        ..line.clone()
+    };
+    told.log = vec![failed, line];
+    told.recovery = Some(RecoveryDetail {
+        data_directory: "/srv/pg".into(),
+        switchover: SwitchoverMode::Manual,
+        lag: None,
+        switched_over: None,
+        went_back: Some(samples::problem()),
+    });
+    let body = EventBody::SwitchoverFailed(SwitchoverFailed {
+        step: Step::Freeze,
+        problem: samples::problem(),
+    });
+    assert_eq!(body.type_name(), SWITCHOVER_FAILED);
+    let mut view = SessionView::new(samples::ID.parse().unwrap());
+    assert_eq!(view.resync(told), Folded::Applied);
+    let end = view.end(Goal::SwitchedOver, 3);
+    assert_eq!(end, Some(End::Failed(Some(samples::problem()))));
+    // One that went back before the order is another one.
+    assert_eq!(view.end(Goal::SwitchedOver, 5), None);
 }
 
 #[test]
